@@ -1,0 +1,255 @@
+"""Every error that crosses the wire.
+
+    McvirtError
+    |-- Refused                 checked first, nothing was changed            exit status 3
+    |   |-- BadArgument         a value that can't be taken
+    |   |-- NotFound            a name that nothing has
+    |   |-- AlreadyExists       a name that something has
+    |   |-- Conflict            the object is not in a state that allows this
+    |   `-- NotPermitted        who asked may not (exit status 4, like NotAuthenticated)
+    |-- Failed                  began; says what was undone and what remains  exit status 1
+    |-- Unreachable             a node, a daemon or libvirt did not answer    exit status 5
+    |-- RemoteError             an error of a newer peer, its text kept
+    `-- InternalError           a defect of ours; details only in the log, under its reference
+
+The class docstring is the message: its fields are filled in by name. Callers catch classes; nobody parses text.
+"""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+EXIT_FAILED = 1
+EXIT_USAGE = 2
+EXIT_REFUSED = 3
+EXIT_NOT_PERMITTED = 4
+EXIT_UNREACHABLE = 5
+EXIT_NODE_AWAY = 6
+
+_REGISTRY: dict[str, type[McvirtError]] = {}
+
+
+class McvirtError(Exception):
+    """{text}"""
+
+    exit_code: ClassVar[int] = EXIT_FAILED
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        if not cls.__doc__:
+            raise TypeError(f"{cls.__name__} has no docstring, and so no message")
+        if cls.__name__ in _REGISTRY:
+            raise TypeError(f"two errors are called {cls.__name__}")
+        _REGISTRY[cls.__name__] = cls
+
+    def __init__(self, **fields: object) -> None:
+        super().__init__(fields)
+        self.fields = fields
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return self.__dict__["fields"][name]
+        except KeyError:
+            raise AttributeError(name) from None
+
+    def __str__(self) -> str:
+        template = " ".join((type(self).__doc__ or "").split())
+        try:
+            return template.format(**self.fields)
+        except (KeyError, IndexError):  # an older or newer peer sent other fields
+            return template + " " + repr(self.fields)
+
+    def to_wire(self) -> dict[str, object]:
+        """The class name, the fields, and the sentence for those who do not know the class."""
+        return {"name": type(self).__name__, "fields": self.fields, "text": str(self), "exit_code": self.exit_code}
+
+
+def from_wire(data: dict[str, Any]) -> McvirtError:
+    """The error that *data* (made by ``to_wire``, perhaps by a newer peer) stands for."""
+    cls = _REGISTRY.get(str(data.get("name")))
+    fields = data.get("fields")
+    if cls is not None and isinstance(fields, dict):
+        return cls(**{str(key): value for key, value in fields.items()})
+    error = RemoteError(name=str(data.get("name")), text=str(data.get("text")))
+    return error
+
+
+class Refused(McvirtError):
+    """{text}"""
+
+    exit_code = EXIT_REFUSED
+
+
+class Failed(McvirtError):
+    """{text}"""
+
+
+class Unreachable(McvirtError):
+    """{text}"""
+
+    exit_code = EXIT_UNREACHABLE
+
+
+class RemoteError(McvirtError):
+    """{text} ({name})"""
+
+
+class InternalError(McvirtError):
+    """Something went wrong inside mcvirtd, and nothing more is known about it here.
+    The log of node '{node}' has the details under reference {reference}."""
+
+
+# --- families -----------------------------------------------------------------------------------------------------
+
+
+class BadArgument(Refused):
+    """{what}: {why}"""
+
+
+class NotFound(Refused):
+    """There is no {kind} called '{name}'.{hint}"""
+
+    def __init__(self, **fields: object) -> None:
+        super().__init__(**{"hint": "", **fields})
+
+
+class AlreadyExists(Refused):
+    """There is already a {kind} called '{name}'. Choose another name, or delete that one first."""
+
+
+class Conflict(Refused):
+    """{text}"""
+
+
+class SeveralReasons(Refused):
+    """{text}"""
+
+    @classmethod
+    def of(cls, errors: list[Refused]) -> Refused:
+        """One error that says all *errors*; the error itself where there is only one."""
+        if len(errors) == 1:
+            return errors[0]
+        return cls(text="; ".join(str(error).rstrip(".") for error in errors) + ".", count=len(errors))
+
+
+# --- who is calling -----------------------------------------------------------------------------------------------
+
+
+class NotAuthenticated(Refused):
+    """{text}"""
+
+    exit_code = EXIT_NOT_PERMITTED
+
+
+class LoginFailed(NotAuthenticated):
+    """The user name or the password is wrong."""
+
+
+class LoginSlowedDown(NotAuthenticated):
+    """There were too many failed logins for this user or from this address. Try again in {seconds} s."""
+
+
+class SessionRefused(NotAuthenticated):
+    """The session token is not valid: it was revoked, has expired, or was never issued. Log in again."""
+
+
+class NotPermitted(Refused):
+    """User '{user}' does not have the permission {permission}{scope}."""
+
+    exit_code = EXIT_NOT_PERMITTED
+
+
+# --- virtual machines ---------------------------------------------------------------------------------------------
+
+
+class VmNotFound(NotFound):
+    """There is no virtual machine called '{name}'. `mcvirt list` shows all of them.{hint}"""
+
+
+class VmRunning(Conflict):
+    """Virtual machine '{name}' is running. Stop it first, with `mcvirt shutdown {name}` or `mcvirt stop {name}`."""
+
+
+class VmStopped(Conflict):
+    """Virtual machine '{name}' is not running. Start it first, with `mcvirt start {name}`."""
+
+
+class VmLocked(Conflict):
+    """Virtual machine '{name}' is locked. `mcvirt lock {name} --unlock` unlocks it."""
+
+
+class VmProtected(Conflict):
+    """Virtual machine '{name}' is protected against deletion.
+    `mcvirt update {name} --disable-delete-protection CODE` takes the protection off; CODE is the name reversed."""
+
+
+class VmNotRegistered(Conflict):
+    """Virtual machine '{name}' is not registered on a node. `mcvirt register {name}` registers it here."""
+
+
+class VmRegistered(Conflict):
+    """Virtual machine '{name}' is registered on node '{node}'."""
+
+
+class DiskInUse(Conflict):
+    """Hard drive {disk} is attached to virtual machine '{vm}'. Detach it first."""
+
+
+class TooManyDisks(Conflict):
+    """Virtual machine '{name}' has {count} hard drives, and {limit} is the most that one can have."""
+
+
+class NoSpace(Refused):
+    """Storage backend '{backend}' has {free} free on node '{node}', and {needed} is needed."""
+
+
+class VmIncomplete(Failed):
+    """Virtual machine '{name}' was created, but not everything it was to have: {reason} What is missing can be
+    added with `mcvirt update {name}`, or the machine deleted with `mcvirt delete {name}`."""
+
+
+# --- the ground ---------------------------------------------------------------------------------------------------
+
+
+class Busy(Conflict):
+    """{object} is in use by task {task} ({operation}). Wait for it, or cancel it with `mcvirt task cancel {task}`."""
+
+
+class TaskCancelled(Failed):
+    """The task was cancelled{by}; what it had begun was undone."""
+
+
+class DeadlinePassed(Failed):
+    """{what} did not happen within {seconds} s: {why}"""
+
+
+class CommandFailed(Failed):
+    """{program} failed with status {status}: {output}"""
+
+
+class LibvirtFailed(Failed):
+    """libvirt could not {action}: {reason}"""
+
+
+class LibvirtUnreachable(Unreachable):
+    """libvirt on node '{node}' can't be reached at {uri}: {reason} Is libvirtd running?"""
+
+
+class NodeUnreachable(Unreachable):
+    """Node '{node}' can't be reached: {reason}"""
+
+
+class DaemonBusy(Unreachable):
+    """mcvirtd on node '{node}' has as many connections as it takes. Try again in a moment."""
+
+
+class StateRefused(Failed):
+    """The state file {path} can't be used: {reason} It was left as it is. {hint}"""
+
+
+class StateNotWritable(Failed):
+    """The change could not be stored in {path}: {reason} Nothing was changed."""
+
+
+class UndoIncomplete(Failed):
+    """{text} Not everything could be undone: {remains}"""

@@ -1,0 +1,1 @@
+"""What people import and type: the client library and the mcvirt command."""

@@ -1,0 +1,1 @@
+"""The privileged daemon that runs on every node."""
