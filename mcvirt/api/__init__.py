@@ -1,0 +1,27 @@
+"""The contracts. Importing this package costs nothing; `contracts()` imports and lists all of them."""
+
+from __future__ import annotations
+
+
+def contracts() -> tuple[type, ...]:
+    """Every contract that the daemon publishes to users."""
+    from mcvirt.api.auth import AuditApi, AuthApi, GroupApi, UserApi
+    from mcvirt.api.cluster import NodeApi
+    from mcvirt.api.network import NetworkApi
+    from mcvirt.api.storage import HardDriveApi, IsoApi, StorageApi
+    from mcvirt.api.task import TaskApi
+    from mcvirt.api.vm import VmApi
+
+    return (
+        VmApi,
+        HardDriveApi,
+        StorageApi,
+        IsoApi,
+        NetworkApi,
+        AuthApi,
+        UserApi,
+        GroupApi,
+        AuditApi,
+        NodeApi,
+        TaskApi,
+    )

@@ -1,0 +1,32 @@
+"""Nodes and settings as they cross the wire."""
+
+from __future__ import annotations
+
+import msgspec
+
+
+class NodeInfo(msgspec.Struct, frozen=True, kw_only=True):
+    """A node as `mcvirt info` shows it; sizes in bytes, use in percent."""
+
+    name: str
+    id: str
+    address: str | None
+    status: str  # Local, Connected, Unreachable
+    version: str
+    revision: int
+    cpu_count: int
+    cpu_percent: float | None
+    memory: int
+    memory_used: int
+    accelerator: str
+    accelerator_reason: str
+    libvirt: str
+    vms_running: int
+    vms: int
+    warnings: tuple[str, ...] = ()
+
+
+class ClusterSettings(msgspec.Struct, frozen=True, kw_only=True):
+    """What operators set for the whole cluster. *autostart_interval* in seconds, 0 = no polling."""
+
+    autostart_interval: int
