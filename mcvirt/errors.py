@@ -70,8 +70,7 @@ def from_wire(data: dict[str, Any]) -> McvirtError:
     fields = data.get("fields")
     if cls is not None and isinstance(fields, dict):
         return cls(**{str(key): value for key, value in fields.items()})
-    error = RemoteError(name=str(data.get("name")), text=str(data.get("text")))
-    return error
+    return RemoteError(name=str(data.get("name")), text=str(data.get("text")))
 
 
 class Refused(McvirtError):
@@ -147,6 +146,10 @@ class LoginFailed(NotAuthenticated):
 
 class LoginSlowedDown(NotAuthenticated):
     """There were too many failed logins for this user or from this address. Try again in {seconds} s."""
+
+
+class LoginsBusy(Unreachable):
+    """So many passwords are being checked at this moment that this one had to be put off. Try again in a moment."""
 
 
 class SessionRefused(NotAuthenticated):
@@ -249,6 +252,10 @@ class StateRefused(Failed):
 
 class StateNotWritable(Failed):
     """The change could not be stored in {path}: {reason} Nothing was changed."""
+
+
+class SettingsRefused(Refused):
+    """The settings in {path} can't be used: {text}"""
 
 
 class UndoIncomplete(Failed):
