@@ -206,6 +206,22 @@ class NoSpace(Refused):
     """Storage backend '{backend}' has {free} free on node '{node}', and {needed} is needed."""
 
 
+class VolumeNotFound(NotFound):
+    """There is no volume called '{name}' in {location}."""
+
+
+class VolumeExists(AlreadyExists):
+    """There is already a volume called '{name}' in {location}."""
+
+
+class VolumeInUse(Conflict):
+    """Volume '{name}' in {location} is in use by a program on this node."""
+
+
+class VolumeUnusable(Refused):
+    """Volume '{name}' in {location} can't be used: {reason}"""
+
+
 class VmIncomplete(Failed):
     """Virtual machine '{name}' was created, but not everything it was to have: {reason} What is missing can be
     added with `mcvirt update {name}`, or the machine deleted with `mcvirt delete {name}`."""
@@ -228,6 +244,18 @@ class DeadlinePassed(Failed):
 
 class CommandFailed(Failed):
     """{program} failed with status {status}: {output}"""
+
+
+class ProgramMissing(CommandFailed):
+    """The program {program} is not installed on this node.{hint}"""
+
+
+class NoSpaceLeft(Failed):
+    """There is not enough space left to {action} {path}. What had been begun was undone."""
+
+
+class FileFailed(Failed):
+    """It was not possible to {action} {path}: {reason}"""
 
 
 class LibvirtFailed(Failed):
