@@ -73,7 +73,9 @@ def user_name(name: str) -> str:
             why="a name has 1 to 64 letters, digits and . _ @ -, and begins with a letter, a digit or _.",
         )
     if name.startswith(RESERVED_USER_PREFIXES) or name == "root":
-        raise BadArgument(what=f"user name '{name}'", why="this name is reserved for mcvirt itself. Choose another one.")
+        raise BadArgument(
+            what=f"user name '{name}'", why="this name is reserved for mcvirt itself. Choose another one."
+        )
     return name
 
 
@@ -125,7 +127,9 @@ def mac_address(mac: str) -> str:
     """*mac* in lower case, if it is the address of one adapter."""
     address = mac.strip().lower()
     if not _MAC.fullmatch(address) or int(address[:2], 16) & 1:
-        raise BadArgument(what=f"MAC address '{printable(mac)}'", why="write six pairs of hex digits, as 00:16:3e:12:34:56.")
+        raise BadArgument(
+            what=f"MAC address '{printable(mac)}'", why="write six pairs of hex digits, as 00:16:3e:12:34:56."
+        )
     return address
 
 

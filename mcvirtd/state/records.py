@@ -1,0 +1,146 @@
+"""The records of the shared configuration: frozen values, validated whenever they are read or written.
+
+Sizes are in bytes. A record's key is its first field; ids never change, names do not either.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+import msgspec
+
+from mcvirt.types.storage import BackendType, VolumeFormat
+from mcvirt.types.vm import AutoStart, DiskDriver, Flag, GraphicsDriver, Machine, StorageType
+
+
+class Record(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What all records share; *kind* is the name under which they are stored."""
+
+    kind: ClassVar[str] = ""
+
+    @property
+    def key(self) -> str:
+        """What tells this record from the others of its kind."""
+        return str(getattr(self, self.__struct_fields__[0]))
+
+
+class UserRecord(Record, frozen=True, kw_only=True):
+    """A user's account. *vm_permissions* maps VM name to permissions held for that VM alone."""
+
+    kind: ClassVar[str] = "user"
+
+    name: str
+    password_hash: str
+    superuser: bool = False
+    permissions: tuple[str, ...] = ()
+    vm_permissions: dict[str, tuple[str, ...]] = {}
+
+
+class GroupRecord(Record, frozen=True, kw_only=True):
+    """A group. *vm_users* maps VM name to the members for that VM alone."""
+
+    kind: ClassVar[str] = "group"
+
+    name: str
+    id: str
+    permissions: tuple[str, ...] = ()
+    users: tuple[str, ...] = ()
+    vm_users: dict[str, tuple[str, ...]] = {}
+
+
+class NetworkRecord(Record, frozen=True, kw_only=True):
+    """A network: a name for the bridge *interface*."""
+
+    kind: ClassVar[str] = "network"
+
+    name: str
+    interface: str
+
+
+class BackendRecord(Record, frozen=True, kw_only=True):
+    """A storage backend; *nodes* maps node to location ("" = *location*), empty = all nodes at *location*."""
+
+    kind: ClassVar[str] = "backend"
+
+    name: str
+    id: str
+    type: BackendType
+    location: str | None
+    nodes: dict[str, str]
+    shared: bool = False
+    thin_pool: str | None = None
+    format: VolumeFormat = VolumeFormat.RAW
+
+    def location_on(self, node: str) -> str | None:
+        """Where the backend is on *node*; None if it is not there."""
+        if node not in self.nodes:
+            return None
+        return self.nodes[node] or self.location
+
+
+class DiskRecord(Record, frozen=True, kw_only=True):
+    """A hard drive: *volume* on *backend* (its name) on *nodes*; attached to *vm* under *slot* (1..n), or to none."""
+
+    kind: ClassVar[str] = "disk"
+
+    id: str
+    volume: str
+    backend: str
+    size: int
+    driver: DiskDriver
+    storage_type: StorageType
+    nodes: tuple[str, ...]
+    format: VolumeFormat = VolumeFormat.RAW
+    vm: str | None = None
+    slot: int | None = None
+
+
+class VmRecord(Record, frozen=True, kw_only=True):
+    """A virtual machine. *node* is where it is registered, *adapters* maps MAC address to network."""
+
+    kind: ClassVar[str] = "vm"
+
+    name: str
+    id: str
+    uuid: str
+    memory: int
+    cpu_count: int
+    nodes: tuple[str, ...]
+    node: str | None = None
+    machine: Machine = Machine.Q35
+    graphics_driver: GraphicsDriver = GraphicsDriver.VIRTIO
+    adapters: dict[str, str] = {}
+    flags: tuple[Flag, ...] = ()
+    autostart: AutoStart = AutoStart.NO_AUTOSTART
+    locked: bool = False
+    delete_protection: bool = False
+    autodeflate: bool = False
+    vnc_password: str = ""
+    iso: str | None = None
+    boot_iso: bool = False
+    unfinished: tuple[str, ...] = ()  # what its creation was to add and has not: for `info`
+
+
+class SettingsRecord(Record, frozen=True, kw_only=True):
+    """What operators set for the whole cluster; there is one, called "cluster"."""
+
+    kind: ClassVar[str] = "settings"
+
+    name: str = "cluster"
+    autostart_interval: int = 300
+
+
+class NodeRecord(Record, frozen=True, kw_only=True):
+    """A member of the cluster."""
+
+    kind: ClassVar[str] = "node"
+
+    name: str
+    id: str
+    address: str | None = None
+
+
+RECORDS: dict[str, type[Record]] = {
+    cls.kind: cls
+    for cls in (UserRecord, GroupRecord, NetworkRecord, BackendRecord, DiskRecord, VmRecord, SettingsRecord, NodeRecord)
+}

@@ -1,0 +1,231 @@
+"""The one store: configuration records, journal, tasks, sessions and audit in one SQLite file.
+
+Records are read from memory and changed through one door: `with store.change() as change`. All that a change puts and
+deletes is committed together, with its journal entries, under one new revision of the configuration; then the memory
+is exchanged and subscribers are told. Nobody sees half a change, and after a crash either all of it is there or none.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any, TypeVar
+
+import msgspec
+
+from mcvirt.errors import Conflict, StateNotWritable, StateRefused
+from mcvirtd.state import schema
+from mcvirtd.state.records import RECORDS, Record
+
+R = TypeVar("R", bound=Record)
+_encode = msgspec.json.Encoder().encode
+_decoders = {kind: msgspec.json.Decoder(cls) for kind, cls in RECORDS.items()}
+
+
+class Change:
+    """Records to put and to delete together. Reads through it see what it has put so far."""
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+        self.puts: dict[tuple[str, str], Record] = {}
+        self.deletes: set[tuple[str, str]] = set()
+        self.statements: list[tuple[str, tuple[Any, ...]]] = []
+
+    def get(self, cls: type[R], key: str) -> R | None:
+        """The record as this change leaves it, or None."""
+        place = (cls.kind, key)
+        if place in self.deletes:
+            return None
+        found = self.puts.get(place)
+        return found if isinstance(found, cls) else self._store.get(cls, key)
+
+    def put(self, record: Record) -> None:
+        """Store *record* instead of the one with its key, if there is one."""
+        # Written and read back: what can't be read back must not be stored.
+        _decoders[record.kind].decode(_encode(record))
+        place = (record.kind, record.key)
+        self.deletes.discard(place)
+        self.puts[place] = record
+
+    def edit(self, cls: type[R], key: str, **fields: Any) -> R:
+        """Put the record with *fields* replaced; Conflict if it is gone."""
+        record = self.get(cls, key)
+        if record is None:
+            raise Conflict(text=f"The {cls.kind} '{key}' was deleted meanwhile.")
+        changed = msgspec.structs.replace(record, **fields)
+        self.put(changed)
+        return changed
+
+    def delete(self, cls: type[Record], key: str) -> None:
+        """Delete the record; nothing happens if there is none."""
+        self.puts.pop((cls.kind, key), None)
+        self.deletes.add((cls.kind, key))
+
+    def execute(self, statement: str, arguments: tuple[Any, ...] = ()) -> None:
+        """Run *statement* on the other tables (journal, task, ...) in the same commit."""
+        self.statements.append((statement, arguments))
+
+
+class Store:
+    """The state file at *path*. Thread-safe. StateRefused: the file can't be used, and was left alone."""
+
+    def __init__(self, path: Path, *, upgrades: Any = schema.UPGRADES) -> None:
+        self.path = path
+        self._lock = threading.RLock()
+        self._subscribers: list[Callable[[Change], None]] = []
+        self._records: dict[str, dict[str, Record]] = {kind: {} for kind in RECORDS}
+        self._revision = 0
+        self._db = self._open(upgrades)
+        self._load()
+
+    def _open(self, upgrades: Any) -> sqlite3.Connection:
+        try:
+            if self.path.exists():
+                self._inspect(len(upgrades))
+            else:
+                self.path.touch(mode=0o600)
+            db = sqlite3.connect(self.path, isolation_level=None, check_same_thread=False, timeout=5)
+            # One process owns the file: in exclusive mode a second mcvirtd can't open it.
+            db.execute("PRAGMA locking_mode = EXCLUSIVE")
+            db.execute("PRAGMA journal_mode = WAL")
+            db.execute("PRAGMA synchronous = FULL")
+            db.execute("PRAGMA foreign_keys = ON")
+            schema.upgrade(db, upgrades)
+        except (sqlite3.Error, OSError) as error:
+            raise self._refused(error) from None
+        self.path.chmod(0o600)
+        return db
+
+    def _inspect(self, newest: int) -> None:
+        """Look at an existing file without writing to it."""
+        wal = self.path.with_name(self.path.name + "-wal")
+        with self.path.open("rb") as file:
+            head = file.read(16)
+        if not head and not wal.exists():
+            return  # the daemon died between making the file and writing to it
+        if head and head != b"SQLite format 3\0":
+            raise self._refused("it is not a state file.")
+        db = sqlite3.connect(self.path, isolation_level=None, timeout=5)
+        try:
+            (version,) = db.execute("PRAGMA user_version").fetchone()
+            if version > newest:
+                raise StateRefused(
+                    path=str(self.path),
+                    reason=f"it was written by a newer mcvirtd (version {version}, this one knows {newest}).",
+                    hint="Install that version of mcvirt again, or restore a backup.",
+                )
+            result = db.execute("PRAGMA quick_check(1)").fetchone()
+            if result != ("ok",):
+                raise self._refused("it is damaged.")
+        finally:
+            db.close()
+
+    def _refused(self, reason: object) -> StateRefused:
+        text = str(reason)
+        if "locked" in text:
+            return StateRefused(path=str(self.path), reason="another mcvirtd is using it.", hint="Stop that one first.")
+        text = text if text.endswith(".") else text + "."
+        return StateRefused(
+            path=str(self.path), reason=text, hint="Restore it from a backup, or move it away to start with nothing."
+        )
+
+    def _load(self) -> None:
+        for kind, key, revision, data in self._db.execute("SELECT kind, key, revision, data FROM record"):
+            decoder = _decoders.get(kind)
+            try:
+                if decoder is None:
+                    raise msgspec.ValidationError(f"unknown kind {kind}")
+                record = decoder.decode(data)
+                if record.key != key:
+                    raise msgspec.ValidationError("its key is another one")
+            except (msgspec.ValidationError, msgspec.DecodeError) as error:
+                raise self._refused(f"the {kind} '{key}' (revision {revision}) in it can't be read: {error}") from None
+            self._records[kind][key] = record
+        (revision,) = self._db.execute("SELECT value FROM meta WHERE name = 'revision'").fetchone()
+        self._revision = int(revision)
+
+    @property
+    def revision(self) -> int:
+        """How many changes the configuration has seen."""
+        return self._revision
+
+    def get(self, cls: type[R], key: str) -> R | None:
+        """The record of that kind and key, or None."""
+        found = self._records[cls.kind].get(key)
+        return found if isinstance(found, cls) else None
+
+    def all(self, cls: type[R]) -> Mapping[str, R]:
+        """All records of a kind by key, as they are now; later changes do not show in it."""
+        return MappingProxyType(self._records[cls.kind])  # type: ignore[arg-type]
+
+    def subscribe(self, callback: Callable[[Change], None]) -> None:
+        """Call *callback* with every committed change, in order, in the thread that made it."""
+        self._subscribers.append(callback)
+
+    @contextmanager
+    def change(self) -> Iterator[Change]:
+        """A change that is committed when the block ends, unless it ends with an exception.
+
+        One change is made at a time: what the block reads stays true until the commit. Keep it short, and do nothing
+        in it but read and put. Raises StateNotWritable when the file can't take it; then nothing has changed.
+        """
+        with self._lock:
+            change = Change(self)
+            yield change
+            self._commit(change)
+
+    def _commit(self, change: Change) -> None:
+        if not (change.puts or change.deletes or change.statements):
+            return
+        revision = self._revision + (1 if change.puts or change.deletes else 0)
+        try:
+            self._db.execute("BEGIN IMMEDIATE")
+            for (kind, key), record in change.puts.items():
+                self._db.execute("REPLACE INTO record VALUES (?, ?, ?, ?)", (kind, key, revision, _encode(record)))
+            for kind, key in change.deletes:
+                self._db.execute("DELETE FROM record WHERE kind = ? AND key = ?", (kind, key))
+            for statement, arguments in change.statements:
+                self._db.execute(statement, arguments)
+            if revision != self._revision:
+                self._db.execute("UPDATE meta SET value = ? WHERE name = 'revision'", (str(revision),))
+            self._db.execute("COMMIT")
+        except sqlite3.Error as error:
+            if self._db.in_transaction:
+                self._db.execute("ROLLBACK")
+            raise StateNotWritable(path=str(self.path), reason=f"{error}.") from None
+        self._exchange(change, revision)
+
+    def _exchange(self, change: Change, revision: int) -> None:
+        # Readers hold no lock: each kind's dictionary is exchanged whole, never changed in place.
+        kinds = {kind for kind, _ in change.puts} | {kind for kind, _ in change.deletes}
+        for kind in kinds:
+            records = dict(self._records[kind])
+            for (put_kind, key), record in change.puts.items():
+                if put_kind == kind:
+                    records[key] = record
+            for delete_kind, key in change.deletes:
+                if delete_kind == kind:
+                    records.pop(key, None)
+            self._records[kind] = records
+        self._revision = revision
+        for callback in self._subscribers:
+            callback(change)
+
+    def execute(self, statement: str, arguments: tuple[Any, ...] = ()) -> None:
+        """Run one statement on the tables that are not records, durably."""
+        with self.change() as change:
+            change.execute(statement, arguments)
+
+    def query(self, statement: str, arguments: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
+        """The rows of a SELECT on the tables that are not records."""
+        with self._lock:
+            return self._db.execute(statement, arguments).fetchall()
+
+    def close(self) -> None:
+        """Write everything into the one file and close it."""
+        with self._lock:
+            self._db.close()

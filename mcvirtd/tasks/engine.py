@@ -1,0 +1,182 @@
+"""Runs tasks, remembers them, and settles at the start what the last process left unfinished."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime
+
+import msgspec
+
+from mcvirt.errors import Conflict, Failed, InternalError, McvirtError, NotFound, TaskCancelled, UndoIncomplete
+from mcvirt.types.task import ENDED, TaskInfo, TaskNews, TaskState
+from mcvirtd.state.store import Store
+from mcvirtd.tasks.task import Task, working_for
+from mcvirtd.tasks.transaction import Journal
+
+log = logging.getLogger(__name__)
+_encode = msgspec.json.Encoder().encode
+_decode = msgspec.json.Decoder(TaskNews).decode
+
+MOST_AT_ONCE = 64
+LONGEST_WAIT = 30.0
+INTERRUPTED = "mcvirtd stopped while it was at work"
+
+
+class Tasks:
+    """All tasks of this node: those at work in memory, all of them in the state file."""
+
+    def __init__(self, store: Store, journal: Journal, node: str, *, keep_days: int = 30) -> None:
+        self._store = store
+        self._journal = journal
+        self._node = node
+        self._keep = keep_days * 86400.0
+        self._lock = threading.Lock()
+        self._settling = threading.Lock()
+        self._active: dict[str, Task] = {}
+        self._pool = ThreadPoolExecutor(MOST_AT_ONCE, thread_name_prefix="task")
+
+    def start(
+        self,
+        operation: str,
+        target: str,
+        user: str,
+        work: Callable[[], bytes],
+        ended: Callable[[McvirtError | None], None],
+    ) -> Task:
+        """Run *work* as a task, after writing down that it begins.
+
+        *work* returns the result in wire form. *ended* is called with the error, or None, once it is over. An
+        exception that is not ours is logged, and becomes an InternalError that refers to the log.
+        """
+        task = Task(operation, target, user, self._node)
+        news = task.news(-1, 0)
+        self._store.execute(
+            "INSERT INTO task VALUES (?, ?, ?, ?)", (task.id, task.state.value, time.time(), _encode(news))
+        )
+        with self._lock:
+            self._active[task.id] = task
+        self._pool.submit(self._run, task, work, ended)
+        return task
+
+    def _run(self, task: Task, work: Callable[[], bytes], ended: Callable[[McvirtError | None], None]) -> None:
+        error: McvirtError | None = None
+        result = b"null"
+        with working_for(task):
+            try:
+                task.check()
+                result = work()
+            except McvirtError as raised:
+                error = raised
+            except Exception:
+                log.exception("task %s (%s of %s) failed", task.id, task.operation, task.target)
+                error = InternalError(node=self._node, reference=task.id)
+        if error is None:
+            task.finish(TaskState.DONE, result=result)
+        else:
+            remains = str(error.fields.get("remains", "")) if isinstance(error, UndoIncomplete) else ""
+            state = TaskState.CANCELLED if isinstance(error, TaskCancelled) else TaskState.FAILED
+            task.finish(TaskState.STUCK if remains else state, error=error.to_wire(), remains=remains)
+        try:
+            self._save(task.news(-1, 0))
+            ended(error)
+        except McvirtError as problem:
+            # The task row still says RUNNING: the next start settles it, and finds nothing due.
+            log.error("the end of task %s could not be stored: %s", task.id, problem)
+        finally:
+            with self._lock:
+                self._active.pop(task.id, None)
+
+    def _save(self, news: TaskNews) -> None:
+        self._store.execute(
+            "UPDATE task SET state = ?, data = ? WHERE id = ?", (news.info.state.value, _encode(news), news.info.id)
+        )
+
+    def find(self, task_id: str) -> Task | None:
+        """The task if it is at work."""
+        with self._lock:
+            return self._active.get(task_id)
+
+    def news(self, task_id: str, seen: int = -1, wait: float = 0.0) -> TaskNews:
+        """What there is to know of a task, at work or over; NotFound if there is none."""
+        task = self.find(task_id)
+        if task is not None:
+            return task.news(seen, max(0.0, min(wait, LONGEST_WAIT)))
+        rows = self._store.query("SELECT data FROM task WHERE id = ?", (task_id,))
+        if not rows:
+            raise NotFound(kind="task", name=task_id, hint=" `mcvirt task list` shows all of them.")
+        return _decode(rows[0][0])
+
+    def list(self, ended: bool = True) -> Sequence[TaskInfo]:
+        """Tasks, the newest last."""
+        with self._lock:
+            active = {task.id: task.info() for task in self._active.values()}
+        states = "" if ended else " WHERE state IN ('RUNNING', 'STUCK')"
+        rows = self._store.query(f"SELECT id, data FROM task{states} ORDER BY started DESC LIMIT 1000")  # noqa: S608
+        return [active.get(task_id) or _decode(data).info for task_id, data in reversed(rows)]
+
+    def cancel(self, task_id: str, by: str) -> None:
+        """Ask a task to stop; Conflict if it is over."""
+        task = self.find(task_id)
+        if task is None:
+            state = self.news(task_id).info.state
+            raise Conflict(text=f"Task {task_id} is over already ({state.value}); there is nothing to cancel.")
+        task.cancel(by)
+
+    def settle(self) -> Sequence[TaskInfo]:
+        """Undo or finish what unfinished tasks of an earlier process left, and what is stuck; returns those tasks.
+
+        Called at the start before anything is served, and again when something that was away is back.
+        """
+        with self._settling:
+            settled = []
+            due = self._journal.due()
+            unfinished = "SELECT id, data FROM task WHERE state IN ('RUNNING', 'STUCK') ORDER BY started DESC"
+            rows = self._store.query(unfinished)
+            for task_id, data in rows:
+                if self.find(task_id) is None:
+                    settled.append(self._settle_one(_decode(data).info, due.get(task_id, [])))
+            return settled
+
+    def _settle_one(self, info: TaskInfo, directions: Sequence[str]) -> TaskInfo:
+        task = Task("settle " + info.operation, info.target, info.user, self._node, task_id=info.id)
+        with working_for(task):
+            remains = self._journal.settle(info.id)
+        forward = "redo" in directions
+        if remains:
+            state, text = TaskState.STUCK, "; ".join(remains)
+            what = f"{INTERRUPTED}, and not everything could be settled."
+        elif info.state is TaskState.STUCK:
+            state, text, what = TaskState.FAILED, "", "What remained of it has been undone."
+        elif forward:
+            state, text, what = TaskState.DONE, "", ""
+        else:
+            state, text = TaskState.FAILED, ""
+            what = f"{INTERRUPTED}; what was begun and not finished has been undone."
+        error = Failed(text=what).to_wire() if what else None
+        ended = msgspec.structs.replace(
+            info, state=state, finished=datetime.now(UTC), error=error, remains=text, version=info.version + 1
+        )
+        self._save(TaskNews(info=ended))
+        log.warning("task %s (%s of %s) settled: %s %s", info.id, info.operation, info.target, state.value, text)
+        return ended
+
+    def prune(self) -> None:
+        """Forget tasks that ended longer ago than they are kept."""
+        self._store.execute(
+            "DELETE FROM task WHERE state NOT IN ('RUNNING', 'STUCK') AND started < ?", (time.time() - self._keep,)
+        )
+
+    def close(self, within: float = 10.0) -> None:
+        """Cancel what is at work and wait for it to unwind; what has not by then is settled at the next start."""
+        with self._lock:
+            active = list(self._active.values())
+        for task in active:
+            task.cancel("the end of mcvirtd")
+        deadline = time.monotonic() + within
+        for task in active:
+            task.news(2**62, max(0.0, deadline - time.monotonic()))
+        self._pool.shutdown(wait=all(task.state in ENDED for task in active), cancel_futures=True)

@@ -1,0 +1,162 @@
+"""Doing several things so that a failure, or a crash, leaves none of them half done.
+
+    with journal.transaction() as tx:
+        tx.undo("volume.delete", backend=backend.name, volume=volume)      # durable before the act
+        volumes.create(volume, size)
+        with tx.commit() as change:                                        # all or nothing, journal included
+            change.put(record)
+
+An undo is the name of a registered act and its arguments, not a function: so it can be run by the next process when
+this one dies. It is journalled *before* the act, and so every act must accept that the thing was never made. Leaving
+by an exception runs the undos, newest first; one that fails is kept in the journal, the others still run, and the
+original error stays the error. `redo` is the other direction: what is journalled so is finished after a crash rather
+than undone, for work that has no way back (deleting).
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import msgspec
+
+from mcvirt.errors import McvirtError, UndoIncomplete
+from mcvirtd.state.store import Change, Store
+from mcvirtd.tasks.task import current_task
+
+log = logging.getLogger(__name__)
+Act = Callable[..., None]
+
+
+class Journal:
+    """The acts that undo or finish things, and the durable list of those that are still due."""
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+        self._acts: dict[str, Act] = {}
+        self._scopes = 0
+
+    def register(self, name: str, act: Act) -> None:
+        """Make *act* known under *name*. It takes JSON values, and may be run twice or for what was never made."""
+        if name in self._acts:
+            raise ValueError(f"there are two acts called {name}")
+        self._acts[name] = act
+
+    @contextmanager
+    def transaction(self) -> Iterator[Transaction]:
+        """A transaction of the current task; undone unless it is committed or kept."""
+        self._scopes += 1
+        tx = Transaction(self, self._scopes)
+        try:
+            yield tx
+            if not tx.closed:
+                raise RuntimeError("a transaction ended without commit() or keep()")
+        except BaseException as error:
+            if tx.closed:
+                raise
+            remains = tx.roll_back()
+            if remains:
+                raise UndoIncomplete(text=_sentence(error), remains="; ".join(remains)) from error
+            raise
+
+    def add(self, scope: int, direction: str, act: str, arguments: dict[str, Any]) -> int:
+        """Write down that *act* is due; returns the entry's number once it is on disk."""
+        if act not in self._acts:
+            raise ValueError(f"there is no act called {act}")
+        self._store.execute(
+            "INSERT INTO journal (task, scope, direction, act, arguments) VALUES (?, ?, ?, ?, ?)",
+            (current_task().id, scope, direction, act, msgspec.json.encode(arguments)),
+        )
+        return int(self._store.query("SELECT max(seq) FROM journal WHERE task = ?", (current_task().id,))[0][0])
+
+    def forget(self, seq: int) -> None:
+        """An entry is no longer due."""
+        self._store.execute("DELETE FROM journal WHERE seq = ?", (seq,))
+
+    def run(self, act: str, arguments: dict[str, Any]) -> None:
+        """Run a registered act."""
+        self._acts[act](**arguments)
+
+    def settle(self, task: str) -> list[str]:
+        """Do what is still due for *task*, newest first; returns sentences of what could not be done."""
+        remains = []
+        rows = self._store.query("SELECT seq, act, arguments FROM journal WHERE task = ? ORDER BY seq DESC", (task,))
+        for seq, act, arguments in rows:
+            try:
+                self.run(act, msgspec.json.decode(arguments))
+            except McvirtError as error:
+                remains.append(f"{act}: {error}")
+            except Exception as error:
+                log.exception("act %s of task %s failed", act, task)
+                remains.append(f"{act}: {type(error).__name__}")
+            else:
+                self.forget(seq)
+        return remains
+
+    def due(self) -> dict[str, list[str]]:
+        """Task to the directions of its entries that are still due."""
+        found: dict[str, list[str]] = {}
+        for task, direction in self._store.query("SELECT task, direction FROM journal ORDER BY seq"):
+            found.setdefault(task, []).append(direction)
+        return found
+
+
+class Transaction:
+    """See the module. Used only by `with journal.transaction() as tx`."""
+
+    def __init__(self, journal: Journal, scope: int) -> None:
+        self._journal = journal
+        self._scope = scope
+        self._entries: list[tuple[int, str, str, dict[str, Any]]] = []
+        self.closed = False
+
+    def undo(self, act: str, **arguments: Any) -> None:
+        """The next line is undone by *act* if the transaction is not committed."""
+        current_task().check()
+        self._entries.append((self._journal.add(self._scope, "undo", act, arguments), "undo", act, arguments))
+
+    def redo(self, act: str, **arguments: Any) -> None:
+        """After a crash, *act* finishes what the next lines do; a failure that is no crash leaves things as they are."""
+        self._entries.append((self._journal.add(self._scope, "redo", act, arguments), "redo", act, arguments))
+
+    @contextmanager
+    def commit(self) -> Iterator[Change]:
+        """The change that makes it all true; when it is stored, nothing is undone any more."""
+        with self._journal._store.change() as change:
+            yield change
+            self._forget_all(change)
+        self.closed = True
+
+    def keep(self) -> None:
+        """Like commit, where there is no record to change."""
+        with self._journal._store.change() as change:
+            self._forget_all(change)
+        self.closed = True
+
+    def _forget_all(self, change: Change) -> None:
+        for seq, _, _, _ in self._entries:
+            change.execute("DELETE FROM journal WHERE seq = ?", (seq,))
+
+    def roll_back(self) -> list[str]:
+        """Run the undos, newest first; returns sentences of those that failed, which stay in the journal."""
+        self.closed = True
+        remains = []
+        with current_task().shielded():
+            for seq, direction, act, arguments in reversed(self._entries):
+                try:
+                    if direction == "undo":
+                        self._journal.run(act, arguments)
+                    self._journal.forget(seq)
+                except McvirtError as error:
+                    log.error("undo %s %s failed: %s", act, arguments, error)
+                    remains.append(f"{act}: {error}")
+                except Exception as error:
+                    log.exception("undo %s failed", act)
+                    remains.append(f"{act}: {type(error).__name__}")
+        return remains
+
+
+def _sentence(error: BaseException) -> str:
+    return str(error) if isinstance(error, McvirtError) else f"An internal error ({type(error).__name__})."
