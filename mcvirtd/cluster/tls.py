@@ -1,0 +1,41 @@
+"""TLS between nodes, and towards users: 1.3 only, and trust in the cluster's own CA alone."""
+
+from __future__ import annotations
+
+import ssl
+
+from mcvirt.errors import StateRefused
+from mcvirtd.cluster.pki import Identity
+
+
+def server_context(identity: Identity) -> ssl.SSLContext:
+    """For the listening side: a client may show a certificate, and is refused if it leads up to no CA of ours.
+
+    Who shows none is a user, who has to log in. There are no session tickets: each connection proves itself anew.
+    """
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    _prepare(context, identity)
+    context.verify_mode = ssl.CERT_OPTIONAL
+    context.num_tickets = 0
+    return context
+
+
+def peer_context(identity: Identity) -> ssl.SSLContext:
+    """For connecting to another node as this one: shows our certificate, checks theirs and the name in it."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    _prepare(context, identity)
+    return context
+
+
+def _prepare(context: ssl.SSLContext, identity: Identity) -> None:
+    context.minimum_version = ssl.TLSVersion.TLSv1_3
+    context.options |= ssl.OP_NO_TICKET | ssl.OP_NO_COMPRESSION
+    try:
+        context.load_cert_chain(identity.certificate, identity.key)
+        context.load_verify_locations(cafile=identity.trust)
+    except (OSError, ssl.SSLError) as error:
+        raise StateRefused(
+            path=str(identity.directory),
+            reason=f"{error.strerror or error.args[0]}.",
+            hint="Restart mcvirtd to have the files looked at one by one.",
+        ) from None
