@@ -15,6 +15,10 @@ _MAC = re.compile(r"[0-9a-f]{2}(?::[0-9a-f]{2}){5}", re.ASCII)
 _ISO = re.compile(r"[A-Za-z0-9_+][A-Za-z0-9_+. ()-]*", re.ASCII)
 _ID = re.compile(r"[a-z]{2,3}-[0-9a-f]{16,18}-[0-9a-f]{22,24}", re.ASCII)
 
+_LVM_OWN = re.compile(
+    r"snapshot.*|pvmove.*|.*_(?:cdata|cmeta|corig|cvol|iorig|mimage|mlog|pmspare|rimage|rmeta|tdata|tmeta|vdata|vorigin"
+    r"|wcorig).*"
+)
 RESERVED_USER_PREFIXES = ("mcv-", "drbd-hook-")
 MAC_PREFIX = "00:16:3e"
 
@@ -85,6 +89,8 @@ def volume_name(name: str) -> str:
         raise BadArgument(
             what=f"volume name '{printable(name)}'", why="a volume name has letters, digits and _ + . - only."
         )
+    if _LVM_OWN.fullmatch(name):
+        raise BadArgument(what=f"volume name '{name}'", why="LVM keeps this name for itself. Choose another one.")
     return name
 
 
@@ -107,10 +113,10 @@ def interface_name(name: str) -> str:
 
 
 def directory(path: str) -> str:
-    """*path*, if it can be the path of a directory: absolute, without '..' and control characters."""
-    if not path.startswith("/") or ".." in path.split("/") or not path.isprintable() or len(path) > 4000:
+    """*path* in its shortest spelling, if it can be a directory's: absolute, without '..' and control characters."""
+    if not path.startswith("/") or ".." in path.split("/") or not path.isprintable() or len(path.encode()) > 4000:
         raise BadArgument(what=f"path '{printable(path)}'", why="write an absolute path without '..'.")
-    return path.rstrip("/") or "/"
+    return "/" + "/".join(part for part in path.split("/") if part not in ("", "."))
 
 
 def iso_name(name: str) -> str:
@@ -118,7 +124,7 @@ def iso_name(name: str) -> str:
     if not 1 <= len(name) <= 200 or not _ISO.fullmatch(name):
         raise BadArgument(
             what=f"ISO name '{printable(name)}'",
-            why="an ISO name has letters, digits, blanks and _ + . ( ) - and begins with a letter or a digit.",
+            why="an ISO name has letters, digits, blanks and _ + . ( ) - and begins with a letter, a digit, _ or +.",
         )
     return name if name.lower().endswith(".iso") else name + ".iso"
 
@@ -126,10 +132,12 @@ def iso_name(name: str) -> str:
 def mac_address(mac: str) -> str:
     """*mac* in lower case, if it is the address of one adapter."""
     address = mac.strip().lower()
-    if not _MAC.fullmatch(address) or int(address[:2], 16) & 1:
+    if not _MAC.fullmatch(address):
         raise BadArgument(
             what=f"MAC address '{printable(mac)}'", why="write six pairs of hex digits, as 00:16:3e:12:34:56."
         )
+    if int(address[:2], 16) & 1 or address == "00:00:00:00:00:00":
+        raise BadArgument(what=f"MAC address '{address}'", why="no adapter can have it: it is not the address of one.")
     return address
 
 

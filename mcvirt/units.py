@@ -60,17 +60,26 @@ def format_size(size: int) -> str:
         if size >= factor and (size * 100) % factor == 0:
             return f"{size / factor:.2f}".rstrip("0").rstrip(".") + f" {unit}"
     for factor, unit in ((TIB, "TiB"), (GIB, "GiB"), (MIB, "MiB"), (KIB, "KiB")):
-        if size >= factor:
-            return f"{size / factor:.2f} {unit}"
+        # In hundredths, so that what would round up to 1024.00 of one unit is 1.00 of the next.
+        hundredths = (size * 200 + factor) // (factor * 2)
+        if hundredths >= 100 and size > factor // 2:
+            return f"{hundredths // 100}.{hundredths % 100:02d} {unit}"
     return f"{size} B"
 
 
+MAX_DURATION = 36500 * 86400
 _DURATION = re.compile(r"(\d{1,9})\s*(s|m|h|d)?", re.ASCII)
 
 
 def parse_duration(text: str, *, what: str = "duration") -> int:
-    """The number of seconds that *text* names: a number with s, m, h or d, or a bare number of seconds."""
+    """The number of seconds that *text* names: a number with s, m, h or d, or a bare number of seconds.
+
+    Raises BadArgument for anything else and for more than 100 years.
+    """
     match = _DURATION.fullmatch(text.strip().lower())
     if match is None:
         raise BadArgument(what=what, why=f"'{text}' is not a duration. Write a number and s, m, h or d, such as 90s.")
-    return int(match[1]) * {None: 1, "s": 1, "m": 60, "h": 3600, "d": 86400}[match[2]]
+    seconds = int(match[1]) * {None: 1, "s": 1, "m": 60, "h": 3600, "d": 86400}[match[2]]
+    if seconds > MAX_DURATION:
+        raise BadArgument(what=what, why=f"'{text}' is more than 100 years.")
+    return seconds
