@@ -24,9 +24,8 @@ LITTLE_SPACE = GIB
 LEAST_INODES = 1000
 # A clock before this was never set: certificates would be made that nobody else accepts.
 EARLIEST = datetime.datetime(2025, 1, 1, tzinfo=datetime.UTC)
-NETWORK_FILE_SYSTEMS = frozenset(
-    ("nfs", "nfs4", "cifs", "smb3", "smbfs", "ncpfs", "afs", "ceph", "9p", "glusterfs", "fuse.sshfs", "fuse.glusterfs")
-    + ("lustre", "ocfs2", "gfs2", "virtiofs")
+NETWORK_FILE_SYSTEMS = frozenset(("nfs", "nfs4", "cifs", "smb3", "smbfs", "ncpfs", "afs", "ceph", "9p")) | frozenset(
+    ("glusterfs", "fuse.sshfs", "fuse.glusterfs", "lustre", "ocfs2", "gfs2", "virtiofs")
 )
 FORGETFUL_FILE_SYSTEMS = frozenset(("tmpfs", "ramfs", "devtmpfs"))
 PROGRAMS: tuple[tuple[str, str, Literal["error", "warning"], str], ...] = (
