@@ -1,0 +1,45 @@
+"""Who is calling."""
+
+from __future__ import annotations
+
+import contextvars
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import msgspec
+
+ROOT = "root"
+SYSTEM = "mcvirtd"
+
+
+class Caller(msgspec.Struct, frozen=True, kw_only=True):
+    """Who a connection belongs to.
+
+    *user* is empty before a login. *root* is who could read the root-only token on this node, and mcvirtd itself.
+    *session* is the ID of the session, where there is one, and *token* what it is checked with at every call.
+    """
+
+    user: str = ""
+    root: bool = False
+    address: str = ""
+    session: str = ""
+    token: str = ""
+
+
+NOBODY = Caller()
+_current: contextvars.ContextVar[Caller] = contextvars.ContextVar("caller", default=NOBODY)
+
+
+def current_caller() -> Caller:
+    """Who the operation that this thread runs was called by; NOBODY outside of one."""
+    return _current.get()
+
+
+@contextmanager
+def called_by(caller: Caller) -> Iterator[None]:
+    """In the block, `current_caller()` is *caller*."""
+    token = _current.set(caller)
+    try:
+        yield
+    finally:
+        _current.reset(token)

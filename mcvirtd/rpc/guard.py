@@ -1,0 +1,191 @@
+"""The one interceptor: every call of every operation passes here, in this order.
+
+identify -> check the arguments -> authorise -> route -> run, or start a task -> translate errors, log, audit.
+Services hold no permission checks.
+"""
+
+from __future__ import annotations
+
+import logging
+import secrets
+from collections.abc import Callable
+from typing import Any, Protocol
+
+import msgspec
+
+from mcvirt.errors import BadArgument, InternalError, McvirtError, NotAuthenticated, NotPermitted
+from mcvirt.permissions import Access
+from mcvirt.rpc.codec import Reply
+from mcvirt.rpc.contract import Operation, Vm, VmOfDisk
+from mcvirtd.auth.audit import Audit
+from mcvirtd.auth.caller import Caller, called_by
+from mcvirtd.auth.rights import Rights
+from mcvirtd.tasks.engine import Tasks
+
+log = logging.getLogger(__name__)
+_encode = msgspec.json.Encoder().encode
+# What an operation is about, for the log and the audit trail. Never anything that could be a secret.
+_SUBJECTS = ("name", "vm", "disk", "user", "spec", "session", "task", "volume", "upload", "node")
+
+
+class Sessions(Protocol):
+    """What the guard asks of the sessions."""
+
+    def check(self, token: str, now: float) -> object:
+        """Raise SessionRefused unless *token* is good."""
+
+
+class Router(Protocol):
+    """Knows which node an operation runs on."""
+
+    def forward(self, operation: Operation, arguments: dict[str, Any], caller: Caller) -> bytes | None:
+        """None if the operation runs here; otherwise the reply of the node that ran it."""
+
+
+class Published:
+    """An operation with the service's method that does it."""
+
+    def __init__(self, operation: Operation, method: Callable[..., Any]) -> None:
+        self.operation = operation
+        self.method = method
+        self.remote = operation.remote
+        self.names = tuple(parameter.name for parameter in operation.parameters)
+        self.arguments_type = operation.arguments_type()
+        self.label = str(operation)
+        self.subject = next((name for name in _SUBJECTS if name in self.names), None)
+        self.also = [(path.split("."), permission) for path, permission in self.remote.also.items()]
+        self.plain = self.remote.reads and self.remote.on is None and not self.also and self.remote.runs_at is None
+
+    def read(self, args: Any, kwargs: Any) -> dict[str, Any]:
+        """The arguments, checked against the contract's types; BadArgument says which one is wrong and how."""
+        if not isinstance(kwargs, dict) or not isinstance(args, list | tuple):
+            raise BadArgument(what=self.label, why="the arguments are not a list and a map.")
+        if args:
+            if len(args) > len(self.names):
+                raise BadArgument(what=self.label, why=f"it takes {len(self.names)} arguments, not {len(args)}.")
+            kwargs = {**dict(zip(self.names, args, strict=False)), **kwargs}
+        if not kwargs and not self.names:
+            return {}
+        try:
+            values = msgspec.convert(kwargs, self.arguments_type, strict=True)
+        except msgspec.ValidationError as error:
+            raise BadArgument(what=self.label, why=_plain(str(error))) from None
+        return {name: getattr(values, name) for name in self.names}
+
+    def target(self, arguments: dict[str, Any]) -> str:
+        """What the call is about, in a word."""
+        value = arguments.get(self.subject) if self.subject else None
+        return str(getattr(value, "name", value)) if value is not None else ""
+
+
+class Guard:
+    """See the module. *vm_of_disk* names the virtual machine that has a disk, if one has."""
+
+    def __init__(
+        self,
+        *,
+        node: str,
+        clock: Callable[[], float],
+        sessions: Sessions,
+        rights: Rights,
+        tasks: Tasks,
+        audit: Audit,
+        router: Router,
+        vm_of_disk: Callable[[str], str | None],
+    ) -> None:
+        self._node = node
+        self._clock = clock
+        self._sessions = sessions
+        self._rights = rights
+        self._tasks = tasks
+        self._audit = audit
+        self._router = router
+        self._vm_of_disk = vm_of_disk
+
+    def call(self, published: Published, caller: Caller, args: Any, kwargs: Any) -> Reply:
+        """Answer one call. Whatever happens, the answer is a Reply."""
+        target = ""
+        reference = ""
+        try:
+            self._identify(published, caller)
+            arguments = published.read(args, kwargs)
+            if published.plain:
+                with called_by(caller):
+                    return Reply(ok=msgspec.Raw(_encode(published.method(**arguments))))
+            target = published.target(arguments)
+            self._authorise(published, caller, arguments)
+            reference = secrets.token_hex(4)
+            forwarded = self._router.forward(published.operation, arguments, caller)
+            if forwarded is not None:
+                return msgspec.json.decode(forwarded, type=Reply)
+            log.debug("%s %s by %s begins [%s]", published.label, target, caller.user, reference)
+            if published.remote.task:
+                return self._start(published, caller, arguments, target)
+            with called_by(caller):
+                value = published.method(**arguments)
+            reply = Reply(ok=msgspec.Raw(_encode(value)))
+        except McvirtError as error:
+            return self._refuse(published, caller, target, error, reference)
+        except Exception:
+            return self._hide(published, caller, target, reference or secrets.token_hex(4))
+        if not published.remote.reads:
+            self._audit.record(caller, published.label, target, None, reference)
+        return reply
+
+    def _identify(self, published: Published, caller: Caller) -> None:
+        if caller.token:
+            self._sessions.check(caller.token, self._clock())
+        elif not caller.root and published.remote.needs is not Access.ANYONE:
+            raise NotAuthenticated(text="This needs a login. `mcvirt login` asks for a name and a password.")
+
+    def _authorise(self, published: Published, caller: Caller, arguments: dict[str, Any]) -> None:
+        if caller.root:
+            return
+        on = published.remote.on
+        vm: str | None = None
+        if isinstance(on, Vm):
+            vm = arguments[on.argument]
+        elif isinstance(on, VmOfDisk):
+            vm = self._vm_of_disk(arguments[on.argument])
+        needs = published.remote.needs
+        if not isinstance(needs, Access):
+            self._rights.require(caller, needs, vm)
+        for path, permission in published.also:
+            value: Any = arguments[path[0]]
+            for name in path[1:]:
+                value = getattr(value, name)
+            if value is not None and value is not False and value not in ((), {}):
+                self._rights.require(caller, permission, vm)
+
+    def _start(self, published: Published, caller: Caller, arguments: dict[str, Any], target: str) -> Reply:
+        def work() -> bytes:
+            with called_by(caller):
+                return _encode(published.method(**arguments))
+
+        def ended(error: McvirtError | None) -> None:
+            self._audit.record(caller, published.label, target, error, task.id)
+
+        task = self._tasks.start(published.label, target, caller.user, work, ended)
+        return Reply(task=task.id)
+
+    def _refuse(self, published: Published, caller: Caller, target: str, error: McvirtError, reference: str) -> Reply:
+        denied = isinstance(error, NotPermitted | NotAuthenticated)
+        if denied or (not published.remote.reads and reference):
+            self._audit.record(caller, published.label, target, error, reference)
+        return Reply(error=error.to_wire())
+
+    def _hide(self, published: Published, caller: Caller, target: str, reference: str) -> Reply:
+        log.exception("%s %s by %s failed [%s]", published.label, target, caller.user, reference)
+        error = InternalError(node=self._node, reference=reference)
+        if not published.remote.reads:
+            self._audit.record(caller, published.label, target, error, reference)
+        return Reply(error=error.to_wire())
+
+
+def _plain(text: str) -> str:
+    """msgspec's sentence, in words for operators: 'Expected `int`, got `str` - at `$.spec.memory`'."""
+    what, separator, where = text.partition(" - at `$")
+    place = where.rstrip("`").lstrip(".") if separator else ""
+    what = what.replace("`", "'")
+    sentence = what[:1].lower() + what[1:]
+    return f"{place}: {sentence}." if place else f"{sentence}."
