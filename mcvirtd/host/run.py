@@ -7,6 +7,7 @@ import logging
 import os
 import select
 import selectors
+import shutil
 import signal
 import subprocess
 import threading
@@ -75,9 +76,7 @@ def run(
             start_new_session=True,
         )
     except FileNotFoundError:
-        package = PACKAGES.get(program)
-        hint = f" It is in the Debian package {package}." if package else ""
-        raise ProgramMissing(program=program, status=127, output="not installed", hint=hint) from None
+        raise missing(program) from None
     except OSError as error:
         raise CommandFailed(program=program, status=126, output=f"{error.strerror}.") from error
     with _Conversation(process, input) as conversation:
@@ -92,6 +91,18 @@ def run(
     if status not in ok_statuses:
         raise CommandFailed(program=program, status=status, output=short(stderr) or short(stdout) or "no message.")
     return Output(stdout=stdout, stderr=stderr, status=status)
+
+
+def installed(program: str) -> bool:
+    """Whether ``run`` would find the program."""
+    return shutil.which(program, path=ENVIRONMENT["PATH"]) is not None
+
+
+def missing(program: str) -> ProgramMissing:
+    """The error for a program that is not installed, with the package that has it where we know it."""
+    package = PACKAGES.get(program)
+    hint = f" It is in the Debian package {package}." if package else ""
+    return ProgramMissing(program=program, status=127, output="not installed", hint=hint)
 
 
 def short(text: str, most: int = 500) -> str:
