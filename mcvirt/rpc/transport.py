@@ -6,6 +6,7 @@ Many contracts share one connection: an operation names the object it is for.
 from __future__ import annotations
 
 import logging
+import select
 import ssl
 import threading
 from typing import Any, cast
@@ -105,12 +106,14 @@ class Connection:
     def call(self, object_id: str, method: str, arguments: dict[str, Any], *, timeout: float | None = None) -> bytes:
         """The bytes of the reply to *method* of *object_id*; raises what the wire or the daemon's door says."""
         with self._lock:
+            connected = False
             try:
                 self._connect(timeout or self._timeout)
+                connected = True
                 reply = self._proxy._pyroInvoke(method, (), arguments, objectId=object_id)
             except pyro_errors.PyroError as error:
                 self._proxy._pyroRelease()
-                raise self._said(error) from None
+                raise self._said(error, connected) from None
             except OSError as error:
                 self._proxy._pyroRelease()
                 raise NodeUnreachable(node=self.node, reason=_reason(error)) from None
@@ -119,6 +122,9 @@ class Connection:
         return cast(bytes, reply.data)
 
     def _connect(self, timeout: float) -> None:
+        if self._proxy._pyroConnection is not None and _readable(self._proxy._pyroConnection.sock):
+            # Nobody was asked anything, so this is the daemon's goodbye to an idle connection.
+            self._proxy._pyroRelease()
         if self._proxy._pyroConnection is None:
             _chosen.context = self._context
             self._proxy._pyroTimeout = CONNECT_TIMEOUT
@@ -126,7 +132,7 @@ class Connection:
         self._proxy._pyroTimeout = timeout
         self._proxy._pyroConnection.timeout = timeout
 
-    def _said(self, error: Exception) -> McvirtError:
+    def _said(self, error: Exception, connected: bool) -> McvirtError:
         text = str(error)
         start = text.find(REFUSED_PREFIX)
         if start >= 0:
@@ -140,8 +146,10 @@ class Connection:
         if isinstance(error, pyro_errors.TimeoutError):
             return NodeUnreachable(node=self.node, reason=f"{self.address} did not answer in time.")
         cause = error.__cause__ or error
-        if isinstance(error, pyro_errors.ConnectionClosedError) and self._proxy._pyroConnection is None:
-            return DaemonBusy(node=self.node)
+        if isinstance(error, pyro_errors.ConnectionClosedError):
+            if not connected:
+                return DaemonBusy(node=self.node)
+            return NodeUnreachable(node=self.node, reason="the connection was lost before the answer came.")
         return NodeUnreachable(node=self.node, reason=_reason(cause))
 
     def _exception(self, data: bytes) -> McvirtError:
@@ -150,6 +158,12 @@ class Connection:
         except msgspec.DecodeError:
             text = "an answer that can't be read"
         return NodeUnreachable(node=self.node, reason=f"mcvirtd answered: {text}.")
+
+
+def _readable(sock: ssl.SSLSocket) -> bool:
+    poll = select.poll()
+    poll.register(sock, select.POLLIN)
+    return bool(poll.poll(0))
 
 
 def _reason(error: BaseException) -> str:
