@@ -1,4 +1,4 @@
-"""A tiny real Linux that boots from an ISO, speaks on its serial port and counts its ticks on its first disk."""
+"""A tiny real Linux that boots from an ISO, speaks on its serial port and counts on its first disk."""
 
 from tests.guest.speech import (
     BOOTED,

@@ -38,8 +38,8 @@ MODULES = (
 NOT_IN_CLOUD = ("ahci", "e1000", "e1000e")
 
 KERNEL_ARGUMENTS = (
-    "console=ttyS0 quiet loglevel=1 panic=-1 mitigations=off nokaslr apparmor=0 selinux=0 audit=0 no_timer_check "
-    "tsc=reliable random.trust_cpu=on rcupdate.rcu_expedited=1 cryptomgr.notests 8250.nr_uarts=1 nowatchdog"
+    "console=ttyS0 quiet loglevel=1 panic=-1 mitigations=off nokaslr apparmor=0 selinux=0 audit=0 "
+    "no_timer_check tsc=reliable random.trust_cpu=on rcupdate.rcu_expedited=1 cryptomgr.notests 8250.nr_uarts=1 nowatchdog"
 )
 
 ISOLINUX_CONFIG = f"""\
@@ -60,17 +60,20 @@ class BuildFailed(Exception):
     """A command the build needs did not succeed; the text says which and what it printed."""
 
 
-def build(target: Path, cache: Path, *, kernel: str = FULL) -> Path:
-    """Leave the guest's ISO at *target* and return that; what was built before from the same things lies in *cache*.
+class ListsOutdated(BuildFailed):
+    """The packages cannot be had from the archive by the lists that are here."""
 
-    *target* appears complete or not at all, also when several builds run at once.
+
+def build(target: Path, cache: Path, *, kernel: str = FULL) -> Path:
+    """Leave the guest's ISO at *target* and return that; *cache* keeps it for the next time.
+
+    It is built again when a package or a file here has changed. *target* appears complete or not at all, also when several builds run at once.
     """
     cache.mkdir(parents=True, exist_ok=True)
     target.parent.mkdir(parents=True, exist_ok=True)
     try:
         image = _cached(cache, kernel)
-    except BuildFailed:
-        # The archive has moved on since the lists were fetched, or they never were.
+    except ListsOutdated:
         _run("apt-get", "-q", "update")
         image = _cached(cache, kernel)
     with tempfile.TemporaryDirectory(dir=target.parent, prefix=".guest-") as name:
@@ -83,6 +86,8 @@ def _cached(cache: Path, kernel: str) -> Path:
     packages = (_kernel_package(kernel), *PACKAGES)
     image = cache / f"guest-{_key(packages)}.iso"
     with _alone(cache):
+        for left_over in cache.glob(".building-*"):
+            shutil.rmtree(left_over)
         if not image.exists():
             with tempfile.TemporaryDirectory(dir=cache, prefix=".building-") as name:
                 _make(packages, Path(name)).replace(image)
@@ -108,10 +113,10 @@ def _key(packages: tuple[str, ...]) -> str:
 
 
 def _kernel_package(kernel: str) -> str:
-    control = _run("apt-cache", "show", "--no-all-versions", kernel).decode()
+    control = _apt("apt-cache", "show", "--no-all-versions", kernel).decode()
     found = re.search(r"^Depends:.*?\b(linux-image-\S+-amd64)\b", control, re.MULTILINE)
     if not found:
-        raise BuildFailed(f"{kernel} depends on no kernel")
+        raise ListsOutdated(f"{kernel} depends on no kernel")
     return found[1]
 
 
@@ -131,8 +136,8 @@ def _make(packages: tuple[str, ...], work: Path) -> Path:
     image = work / "guest.iso"
     _run(
         *("xorriso", "-as", "mkisofs", "-quiet", "-V", "MCVIRT_GUEST", "-o", str(image)),
-        *("-b", "isolinux.bin", "-c", "boot.cat", "-no-emul-boot", "-boot-load-size", "4", "-boot-info-table"),
-        str(iso),
+        *("-b", "isolinux.bin", "-c", "boot.cat", "-no-emul-boot", "-boot-load-size", "4"),
+        *("-boot-info-table", str(iso)),
     )
     return image
 
@@ -153,8 +158,8 @@ def _initrd(root: Path) -> bytes:
 
 
 def _modules(tree: Path) -> list[Path]:
-    """The files of MODULES and of what they depend on, each after what it needs; those built in are left out."""
-    # The package has no modules.dep (depmod makes it at installation): each module names what it needs itself.
+    """The files of MODULES and of what they depend on, each after what it needs, without those built in."""
+    # The package has no modules.dep (depmod makes it at installation): each module names what it needs.
     files = {_module_name(path): path for path in sorted(tree.rglob("*.ko"))}
     built_in = {_module_name(Path(line)) for line in (tree / "modules.builtin").read_text().splitlines()}
     ordered: list[Path] = []
@@ -209,18 +214,27 @@ class Cpio:
 
 
 def _apt_download(*arguments: str, cwd: Path) -> bytes:
-    return _run("apt-get", "-q", "-o", "APT::Sandbox::User=", "download", *arguments, cwd=cwd)
+    return _apt("apt-get", "-q", "-o", "APT::Sandbox::User=", "download", *arguments, cwd=cwd)
+
+
+def _apt(*argv: str, cwd: Path | None = None) -> bytes:
+    try:
+        return _run(*argv, cwd=cwd)
+    except BuildFailed as failed:
+        raise ListsOutdated(str(failed)) from failed
 
 
 def _run(*argv: str, cwd: Path | None = None) -> bytes:
+    plain = {**os.environ, "LC_ALL": "C"}
     try:
         done = subprocess.run(
-            argv, cwd=cwd, stdin=subprocess.DEVNULL, capture_output=True, env={**os.environ, "LC_ALL": "C"}, check=False
+            argv, cwd=cwd, stdin=subprocess.DEVNULL, capture_output=True, env=plain, check=False
         )
     except FileNotFoundError as missing:
         raise BuildFailed(f"{argv[0]} is not installed") from missing
     if done.returncode:
-        raise BuildFailed(f"{' '.join(argv)}: exit {done.returncode}\n{(done.stderr or done.stdout).decode().strip()}")
+        printed = (done.stderr or done.stdout).decode(errors="replace").strip()
+        raise BuildFailed(f"{' '.join(argv)}: exit {done.returncode}\n{printed}")
     return done.stdout
 
 

@@ -9,8 +9,8 @@ Every line it prints is `MCVIRT-GUEST kind key=value ...`:
     nic name= mac= link=        one a network card: link is up or down
     gone kind= name=            a disk, drive or card that was there is not there any more
     ready                       all that was there at boot has been said; devices are watched from here on
-    tick boots= ticks=          every TICK_SECONDS: the boots counted on the disk, the ticks counted in memory,
-                                so a migrated guest keeps boots and goes on; a restarted one has a boot more
+    tick boots= ticks=          every few seconds: the boots counted on the disk, the ticks counted in memory,
+                                so a migrated guest keeps boots and goes on, a restarted one has a boot more
     error ...                   what went wrong, in words
     echo TEXT                   the answer to `echo TEXT`
     poweroff, reboot            the last line before it does
@@ -35,14 +35,13 @@ CPU_MODEL = "max"
 READY_WITHIN = 60.0
 """Seconds after which a guest that has not said `ready` will not any more, on a busy machine without KVM."""
 
-TICK_SECONDS = 3
 COUNTER_OFFSET = 1 << 20
 COUNTER_SIZE = 512
 
 
 @dataclass(frozen=True, kw_only=True)
 class Line:
-    """One line of the guest: its kind, its values by name, and the text after the kind as it came."""
+    """One line of the guest: its kind (`memory` for the line without one), its values by name, its text."""
 
     kind: str
     values: dict[str, str]
@@ -60,6 +59,8 @@ def lines(serial: str, kind: str | None = None) -> list[Line]:
     found = []
     for said in re.findall(rf"{MARK} ([^\r\n]+)\r?\n", serial):
         word, _, text = said.partition(" ")
+        if "=" in word:
+            word, text = word.partition("=")[0], said
         if kind is None or word == kind:
             values = dict(item.split("=", 1) for item in text.split() if "=" in item)
             found.append(Line(kind=word, values=values, text=text))
@@ -67,6 +68,6 @@ def lines(serial: str, kind: str | None = None) -> list[Line]:
 
 
 def parse_counter(sector: bytes) -> tuple[int, int] | None:
-    """(boots, ticks) of the COUNTER_SIZE bytes at COUNTER_OFFSET of the first disk; None before its first boot."""
+    """(boots, ticks) of the first disk's COUNTER_SIZE bytes at COUNTER_OFFSET; None before its first boot."""
     found = re.match(rb"MCVIRT boots=(\d+) ticks=(\d+) *\n", sector)
     return (int(found[1]), int(found[2])) if found else None
