@@ -56,15 +56,17 @@ def parse_size(text: str, *, what: str = "size") -> int:
 
 def format_size(size: int) -> str:
     """*size* bytes with the largest power-of-1024 unit in which two decimals are exact, else rounded to two."""
+    if size < KIB:
+        return f"{size} B"
     for factor, unit in ((TIB, "TiB"), (GIB, "GiB"), (MIB, "MiB"), (KIB, "KiB")):
         if size >= factor and (size * 100) % factor == 0:
             return f"{size / factor:.2f}".rstrip("0").rstrip(".") + f" {unit}"
     for factor, unit in ((TIB, "TiB"), (GIB, "GiB"), (MIB, "MiB"), (KIB, "KiB")):
         # In hundredths, so that what would round up to 1024.00 of one unit is 1.00 of the next.
         hundredths = (size * 200 + factor) // (factor * 2)
-        if hundredths >= 100 and size > factor // 2:
-            return f"{hundredths // 100}.{hundredths % 100:02d} {unit}"
-    return f"{size} B"
+        if hundredths >= 100 or factor == KIB:
+            break
+    return f"{hundredths // 100}.{hundredths % 100:02d} {unit}"
 
 
 MAX_DURATION = 36500 * 86400
