@@ -164,7 +164,8 @@ def test_says_what_it_is_made_of(iso: Path, start: Start, tmp_path: Path) -> Non
     machine = start(
         *q35(iso, disk),
         *("-device", "virtio-scsi-pci,id=scsi", "-drive", f"if=none,id=second,format=raw,file={scsi}"),
-        *("-device", "scsi-hd,drive=second,serial=second-serial", "-nic", "user,model=e1000,mac=52:54:00:00:00:02"),
+        *("-device", "scsi-hd,drive=second,serial=second-serial"),
+        *("-nic", "user,model=e1000,mac=52:54:00:00:00:02"),
         *("-device", "virtio-rng-pci", "-device", "virtio-balloon-pci", "-device", "virtio-serial-pci"),
     )
     kinds = [line.kind for line in machine.lines()]
@@ -181,8 +182,9 @@ def test_says_what_it_is_made_of(iso: Path, start: Start, tmp_path: Path) -> Non
     assert cdroms == [("sr0", iso.stat().st_size)]
     macs = ("52:54:00:00:00:01", "52:54:00:00:00:02")
     assert {line["mac"] for line in machine.lines("nic")} == {*macs}
-    for mac in macs:  # an e1000 takes its time to negotiate
-        machine.wait("nic", lambda line, mac=mac: (line["mac"], line["link"]) == (mac, "up"))
+    # An e1000 takes its time to negotiate.
+    machine.wait("nic", lambda line: (line["mac"], line["link"]) == (macs[0], "up"))
+    machine.wait("nic", lambda line: (line["mac"], line["link"]) == (macs[1], "up"))
 
 
 def test_counts_boots_and_ticks_on_its_first_disk_and_obeys(iso: Path, start: Start, tmp_path: Path) -> None:
@@ -229,8 +231,9 @@ def test_says_what_is_plugged_resized_and_unplugged(iso: Path, start: Start, tmp
     machine.wait("gone", lambda line: (line["kind"], line["name"]) == ("disk", "vdb"))
 
     machine.qmp("netdev_add", type="user", id="net1")
-    machine.qmp("device_add", driver="virtio-net-pci", netdev="net1", id="nic1", bus="port2", mac="52:54:00:00:00:09")
-    card = machine.wait("nic", lambda line: line["mac"] == "52:54:00:00:00:09")
+    mac = "52:54:00:00:00:09"
+    machine.qmp("device_add", driver="virtio-net-pci", netdev="net1", id="nic1", bus="port2", mac=mac)
+    card = machine.wait("nic", lambda line: line["mac"] == mac)
     machine.wait("nic", lambda line: (line["name"], line["link"]) == (card["name"], "up"))
     machine.qmp("set_link", name="nic1", up=False)
     machine.wait("nic", lambda line: (line["name"], line["link"]) == (card["name"], "down"))
@@ -250,12 +253,31 @@ def test_says_when_the_medium_changes(iso: Path, start: Start, tmp_path: Path) -
 
 def test_boots_on_the_old_machine_with_ide_disks(iso: Path, start: Start, tmp_path: Path) -> None:
     disk = sparse(tmp_path / "disk", 8 * MIB)
-    machine = start("pc", "-cdrom", str(iso), "-drive", f"if=ide,format=raw,file={disk}", "-nic", "user,model=e1000")
+    drive = f"if=ide,format=raw,file={disk}"
+    machine = start("pc", "-cdrom", str(iso), "-drive", drive, "-nic", "user,model=e1000")
     assert [line["name"] for line in machine.lines("disk")] == ["sda"]
     assert [line["name"] for line in machine.lines("cdrom")] == ["sr0"]
     assert [line["name"] for line in machine.lines("nic")] == ["eth0"]
     machine.wait("tick", lambda line: line["ticks"] == "2")
     assert (counter(disk) or (0, 0))[0] == 1
+
+
+def test_sees_a_usb_disk(iso: Path, start: Start, tmp_path: Path) -> None:
+    stick = sparse(tmp_path / "stick", 4 * MIB)
+    machine = start(
+        *q35(iso, sparse(tmp_path / "disk", 8 * MIB)),
+        *("-device", "qemu-xhci", "-drive", f"if=none,id=stick,format=raw,file={stick}"),
+        *("-device", "usb-storage,drive=stick"),
+    )
+    machine.wait("disk", lambda line: (line["name"], line.number("size")) == ("sda", 4 * MIB))
+
+
+def test_the_cloud_kernel_boots_too(start: Start, tmp_path: Path) -> None:
+    iso = build.build(tmp_path / "cloud.iso", CACHE, kernel=build.CLOUD)
+    machine = start(*q35(iso, sparse(tmp_path / "disk", 8 * MIB)))
+    assert "-cloud-" in machine.lines("booted")[0]["kernel"]
+    machine.wait("tick", lambda line: line["boots"] == "1")
+    assert not machine.lines("error")
 
 
 def test_leaves_a_disk_with_something_on_it_alone(iso: Path, start: Start, tmp_path: Path) -> None:
@@ -266,26 +288,35 @@ def test_leaves_a_disk_with_something_on_it_alone(iso: Path, start: Start, tmp_p
     before = disk.read_bytes()
     machine = start(*q35(iso, disk))
     machine.wait("tick", lambda line: (line["boots"], line["ticks"]) == ("0", "2"))
+    assert not machine.lines("error")
     assert disk.read_bytes() == before
+
+
+def test_says_when_it_cannot_write(iso: Path, start: Start, tmp_path: Path) -> None:
+    arguments = q35(iso, sparse(tmp_path / "disk", 8 * MIB))
+    machine = start(*(word.replace("id=first,", "id=first,readonly=on,") for word in arguments))
+    assert machine.wait("error").text == "cannot write to vda"
 
 
 def test_two_builds_at_once_and_one_that_was_cut_short(iso: Path, tmp_path: Path) -> None:
     cache = tmp_path / "cache"
     (cache / ".building-cut-short").mkdir(parents=True)
     with ThreadPoolExecutor() as pool:
-        builds = [pool.submit(build.build, tmp_path / f"{n}.iso", cache) for n in range(2)]
+        isos = [tmp_path / f"{n}.iso" for n in range(2)]
+        builds = [pool.submit(build.build, iso, cache, kernel=build.CLOUD) for iso in isos]
         built = [one.result() for one in builds]
     assert built[0].read_bytes() == built[1].read_bytes()
     assert sorted(path.suffix for path in cache.iterdir()) == [".iso", ".lock"]
 
     (image,) = cache.glob("*.iso")
     image.write_bytes(b"what the cache holds")
-    assert build.build(tmp_path / "again.iso", cache).read_bytes() == b"what the cache holds"
+    again = build.build(tmp_path / "again.iso", cache, kernel=build.CLOUD)
+    assert again.read_bytes() == b"what the cache holds"
 
 
 def test_a_build_that_fails_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(build, "MODULES", ("no_such_module",))
     with pytest.raises(build.BuildFailed, match="no_such_module"):
-        build.build(tmp_path / "guest.iso", tmp_path / "cache")
+        build.build(tmp_path / "guest.iso", tmp_path / "cache", kernel=build.CLOUD)
     assert not (tmp_path / "guest.iso").exists()
     assert [path.name for path in (tmp_path / "cache").iterdir()] == ["guest.lock"]
