@@ -35,7 +35,7 @@ class Pace(msgspec.Struct, frozen=True, kw_only=True):
 
 
 PER_USER = Pace(free=3, longest=30.0, at_once=32)
-PER_ADDRESS = Pace(free=10, longest=300.0, at_once=64)
+PER_ADDRESS = Pace(free=10, longest=300.0, at_once=64, half_life=3600.0)
 REMEMBERED = 4096
 _FORGET_AFTER = 30 * 86400.0
 _LONGEST_KEY = 64

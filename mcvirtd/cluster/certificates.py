@@ -72,24 +72,11 @@ def pem(certificate: x509.Certificate) -> bytes:
     return certificate.public_bytes(serialization.Encoding.PEM)
 
 
-def authority(
-    key: ec.EllipticCurvePrivateKey, node_name: str, now: datetime.datetime, *, renews: x509.Certificate | None = None
-) -> Authority:
-    """An authority over *key*, made on node *node_name*.
-
-    Where it *renews* a certificate of the same key, it keeps its name: what that one has signed stays good.
-    """
+def authority(key: ec.EllipticCurvePrivateKey, now: datetime.datetime) -> Authority:
+    """An authority over *key*. It always has the same name, so that what an earlier one of that key signed is good."""
     public = key.public_key()
-    if renews is not None:
-        name = renews.subject
-    else:
-        label = x509.SubjectKeyIdentifier.from_public_key(public).digest.hex()[:16]
-        name = x509.Name(
-            [
-                x509.NameAttribute(NameOID.ORGANIZATION_NAME, node_name),
-                x509.NameAttribute(NameOID.COMMON_NAME, f"mcvirt CA {label}"),
-            ]
-        )
+    label = x509.SubjectKeyIdentifier.from_public_key(public).digest.hex()[:16]
+    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, f"mcvirt CA {label}")])
     certificate = (
         _begun(name, name, public, now, now + CA_LIFE)
         .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
@@ -121,23 +108,35 @@ def due(certificate: x509.Certificate, now: datetime.datetime) -> bool:
     return now < begin or now >= begin + (end - begin) * 2 / 3
 
 
-def unfit(
-    certificate: x509.Certificate,
-    key: ec.EllipticCurvePrivateKey,
-    subject: Subject,
-    by: Authority,
-    now: datetime.datetime,
-) -> str:
-    """Why *certificate* is not (any longer) the one that *by* would issue to *subject* for *key*; '' if it is."""
-    if certificate.public_key() != key.public_key():
-        return "the old one is for another key"
+def sound(certificate: x509.Certificate, by: x509.Certificate) -> bool:
+    """Whether *certificate* carries a right signature of *by*, and so is whole."""
     try:
-        certificate.verify_directly_issued_by(by.certificate)
+        certificate.verify_directly_issued_by(by)
     except (InvalidSignature, ValueError, TypeError):
+        return False
+    return True
+
+
+def claims(certificate: x509.Certificate, by: x509.Certificate) -> bool:
+    """Whether *certificate* says, in one place or another, that *by* issued it."""
+    if certificate.issuer == by.subject:
+        return True
+    try:
+        said = certificate.extensions.get_extension_for_class(x509.AuthorityKeyIdentifier).value
+    except x509.ExtensionNotFound:
+        return False
+    return said == x509.AuthorityKeyIdentifier.from_issuer_subject_key_identifier(
+        by.extensions.get_extension_for_class(x509.SubjectKeyIdentifier).value
+    )
+
+
+def outdated(certificate: x509.Certificate, subject: Subject, by: x509.Certificate, now: datetime.datetime) -> str:
+    """Why *certificate* is to be replaced by a new one that *by* issues to *subject*; '' if it is not."""
+    if not claims(certificate, by):
         return "the old one is by another authority"
     try:
         names = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
-    except (x509.ExtensionNotFound, ValueError):
+    except x509.ExtensionNotFound:
         return "the old one has no names"
     if certificate.subject != subject.name() or names != subject.alternatives():
         return "its names or addresses have changed"

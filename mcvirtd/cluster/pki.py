@@ -92,7 +92,10 @@ def ensure(
     subject = Subject.of(node_name, addresses)
     with _opened(directory):
         ca_key = _key(directory / "ca.key", may_make=not (directory / "ca.pem").exists())
-        ca = _authority(directory / "ca.pem", ca_key, node_name, moment)
+        ca = _authority(directory / "ca.pem", ca_key, moment)
+        if not (directory / "node.key").exists():
+            # A certificate is worth nothing without its key, and would not fit the new one.
+            (directory / "node.crt").unlink(missing_ok=True)
         key = _key(directory / "node.key", may_make=True)
         certificate = _node_certificate(directory / "node.crt", key, subject, ca, moment)
     return Identity(
@@ -152,9 +155,8 @@ def _key(path: Path, *, may_make: bool) -> ec.EllipticCurvePrivateKey:
     return key
 
 
-def _authority(path: Path, key: ec.EllipticCurvePrivateKey, node_name: str, now: datetime.datetime) -> Authority:
+def _authority(path: Path, key: ec.EllipticCurvePrivateKey, now: datetime.datetime) -> Authority:
     others: list[x509.Certificate] = []
-    present = None
     if path.exists():
         others = _load_certificates(path)
         present = _own_ca(others, key, path)
@@ -162,7 +164,7 @@ def _authority(path: Path, key: ec.EllipticCurvePrivateKey, node_name: str, now:
             return Authority(present, key)
         others.remove(present)
         _log.info("renewing the certificate of this node's CA")
-    ca = certificates.authority(key, node_name, now, renews=present)
+    ca = certificates.authority(key, now)
     _write(path, b"".join(certificates.pem(each) for each in (ca.certificate, *others)), mode=0o644)
     return ca
 
@@ -172,7 +174,11 @@ def _node_certificate(
 ) -> x509.Certificate:
     if path.exists():
         present = _load_certificates(path)[0]
-        reason = certificates.unfit(present, key, subject, ca, now)
+        if certificates.claims(present, ca.certificate) and not certificates.sound(present, ca.certificate):
+            raise _refused(path, "its signature is wrong: it is damaged.")
+        if present.public_key() != key.public_key():
+            raise _refused(path, "it is not for the key in node.key.")
+        reason = certificates.outdated(present, subject, ca.certificate, now)
         if not reason:
             return present
         _log.info("making a new certificate for node %s: %s", subject.node_name, reason)
@@ -199,8 +205,8 @@ def _load_certificates(path: Path) -> list[x509.Certificate]:
     text = _read(path)
     try:
         found = x509.load_pem_x509_certificates(text)
-        for certificate in found:
-            certificate.public_key()
+        for certificate in found:  # these are parsed only when they are asked for
+            certificate.public_key(), certificate.subject, certificate.issuer, certificate.extensions
     except Exception:  # the parser raises more than ValueError for some damaged bytes
         raise _refused(path, "it is no certificate that can be read.") from None
     return found
@@ -209,6 +215,8 @@ def _load_certificates(path: Path) -> list[x509.Certificate]:
 def _own_ca(trusted: list[x509.Certificate], key: ec.EllipticCurvePrivateKey, path: Path) -> x509.Certificate:
     for certificate in trusted:
         if certificate.public_key() == key.public_key():
+            if not certificates.sound(certificate, certificate):
+                raise _refused(path, "the signature of this node's CA is wrong: it is damaged.")
             return certificate
     raise _refused(path, "it has no certificate for the key in ca.key.")
 
