@@ -64,9 +64,9 @@ def format_size(size: int) -> str:
     for factor, unit in ((TIB, "TiB"), (GIB, "GiB"), (MIB, "MiB"), (KIB, "KiB")):
         # In hundredths, so that what would round up to 1024.00 of one unit is 1.00 of the next.
         hundredths = (size * 200 + factor) // (factor * 2)
-        if hundredths >= 100 or factor == KIB:
-            break
-    return f"{hundredths // 100}.{hundredths % 100:02d} {unit}"
+        if hundredths >= 100:
+            return f"{hundredths // 100}.{hundredths % 100:02d} {unit}"
+    raise AssertionError("a KiB or more is at least 1.00 KiB")
 
 
 MAX_DURATION = 36500 * 86400

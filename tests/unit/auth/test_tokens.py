@@ -231,6 +231,14 @@ def test_a_session_in_use_by_many_threads_stays_revoked(sessions: Sessions, stor
     assert store.kept == {} and sessions.listing(now=NOW) == []
 
 
+def test_a_use_that_began_before_a_revocation_writes_nothing_after_it(sessions: Sessions, store: Memory) -> None:
+    _, session = sessions.issue("alice", address="", now=NOW)
+    live = sessions._by_hash[session.token_hash]
+    sessions.revoke(session.id)
+    sessions._save_use(live, NOW + 100)
+    assert store.kept == {}
+
+
 def test_a_check_costs_a_few_microseconds(sessions: Sessions) -> None:
     for number in range(2000):
         sessions.issue(f"user{number}", address="", now=NOW)
