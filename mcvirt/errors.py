@@ -173,6 +173,14 @@ class VmRunning(Conflict):
     """Virtual machine '{name}' is running. Stop it first, with `mcvirt shutdown {name}` or `mcvirt stop {name}`."""
 
 
+class VmAlreadyRunning(Conflict):
+    """Virtual machine '{name}' is running already."""
+
+
+class UnsuitableNode(Conflict):
+    """Virtual machine '{name}' can't run on node '{node}': the nodes that may have it are {nodes}."""
+
+
 class VmStopped(Conflict):
     """Virtual machine '{name}' is not running. Start it first, with `mcvirt start {name}`."""
 
@@ -260,6 +268,11 @@ class FileFailed(Failed):
 
 class LibvirtFailed(Failed):
     """libvirt could not {action}: {reason}"""
+
+
+class DomainMissing(Conflict):
+    """libvirt on node '{node}' has no domain with UUID {uuid}: it was undefined there. `mcvirt register` defines a
+    virtual machine again."""
 
 
 class LibvirtUnreachable(Unreachable):

@@ -1,0 +1,202 @@
+"""Creating virtual machines.
+
+The record comes first: from then on the machine is visible, and whatever step fails leaves it so, for `update` to
+repair. Each disk is a transaction of its own, which leaves the whole disk or nothing of it. Only a cancelled creation
+takes the machine away again: who cancels does not want it.
+"""
+
+from __future__ import annotations
+
+import secrets
+import string
+import uuid
+from collections.abc import Callable
+
+import msgspec
+
+from mcvirt import names
+from mcvirt.errors import AlreadyExists, Conflict, McvirtError, TaskCancelled, VmIncomplete
+from mcvirt.types.vm import DiskDriver, DiskSpec, GraphicsDriver, Machine, VmSpec
+from mcvirt.units import format_size
+from mcvirtd.hypervisor.verbs import HypervisorVerbs
+from mcvirtd.state.records import VmRecord
+from mcvirtd.state.store import Store
+from mcvirtd.storage.disks import DiskPlan, Disks
+from mcvirtd.tasks.task import current_task, step
+from mcvirtd.tasks.transaction import Journal
+from mcvirtd.vm import checks
+from mcvirtd.vm.domains import Domains
+
+_VNC_ALPHABET = string.ascii_letters + string.digits
+_VNC_LENGTH = 8  # VNC takes no longer one
+
+
+class Plan(msgspec.Struct, frozen=True, kw_only=True):
+    """A creation that has passed its checks."""
+
+    vm: VmRecord
+    disks: tuple[DiskPlan, ...]
+    networks: tuple[str, ...]
+
+
+class Creation:
+    """Makes machines on this node. *remove* takes a machine away with all that it has."""
+
+    def __init__(
+        self,
+        *,
+        store: Store,
+        journal: Journal,
+        hypervisor: HypervisorVerbs,
+        domains: Domains,
+        disks: Disks,
+        node: str,
+        bridge_problem: Callable[[str], str],
+        remove: Callable[[str], None],
+    ) -> None:
+        self._store = store
+        self._journal = journal
+        self._hypervisor = hypervisor
+        self._domains = domains
+        self._disks = disks
+        self._node = node
+        self._bridge_problem = bridge_problem
+        self._remove = remove
+
+    def plan(self, spec: VmSpec) -> Plan:
+        """Check *spec*; raises all refusals together, and changes nothing."""
+        self._domains.require_libvirt()
+        reasons = checks.Reasons()
+        with reasons.gather():
+            names.vm_name(spec.name)
+            self._is_new(spec.name)
+        with reasons.gather():
+            checks.memory(spec.memory, self._hypervisor.facts().memory)
+        with reasons.gather():
+            checks.cpu_count(spec.cpu_count)
+        with reasons.gather():
+            checks.nodes(self._store, spec.nodes, self._node)
+        with reasons.gather():
+            checks.graphics(spec.graphics_driver or GraphicsDriver.VIRTIO)
+        for network in dict.fromkeys(spec.networks):
+            with reasons.gather():
+                checks.network(self._store, network, self._bridge_problem)
+        with reasons.gather():
+            checks.adapter_count(0, len(spec.networks))
+        with reasons.gather():
+            checks.disk_count(spec.name, 0, len(spec.disks))
+        machine = spec.machine or _machine_for(spec.disks)
+        disks: tuple[DiskPlan, ...] = ()
+        with reasons.gather():
+            disks = self._disks.plan(spec.disks, node=self._node)
+        reasons.raise_all()
+        vm = VmRecord(
+            name=spec.name,
+            id=names.new_id("vm"),
+            uuid=str(uuid.uuid4()),
+            memory=spec.memory,
+            cpu_count=spec.cpu_count,
+            nodes=tuple(dict.fromkeys(spec.nodes)) or (self._node,),
+            machine=machine,
+            graphics_driver=spec.graphics_driver or GraphicsDriver.VIRTIO,
+            flags=tuple(dict.fromkeys(spec.flags)),
+            vnc_password="".join(secrets.choice(_VNC_ALPHABET) for _ in range(_VNC_LENGTH)),
+            unfinished=(
+                *(disk_words(number, plan.size) for number, plan in enumerate(disks, 1)),
+                *(network_words(network) for network in spec.networks),
+            ),
+        )
+        return Plan(vm=vm, disks=disks, networks=spec.networks)
+
+    def _is_new(self, name: str) -> None:
+        if self._store.get(VmRecord, name) is not None:
+            raise AlreadyExists(kind="virtual machine", name=name)
+        if any(state.name == name for state in self._hypervisor.domains().values()):
+            raise Conflict(
+                text=f"libvirt on this node has a domain called '{name}' that mcvirt does not manage. "
+                "Choose another name, or rename that domain with `virsh domrename`."
+            )
+
+    def carry_out(self, plan: Plan) -> None:
+        """Make the machine; VmIncomplete if a step after the record fails."""
+        name = plan.vm.name
+        with self._store.change() as change:
+            if change.get(VmRecord, name) is not None:
+                raise AlreadyExists(kind="virtual machine", name=name)
+            change.put(plan.vm)
+        failure: McvirtError | None = None
+        try:
+            self._add_disks(name, plan.disks)
+            self._add_networks(name, plan.networks)
+        except TaskCancelled:
+            with current_task().shielded():
+                self._remove(name)
+            raise
+        except McvirtError as error:
+            failure = error
+        try:
+            with step("Registering the machine in libvirt"):
+                self.register(name)
+        except McvirtError as error:
+            failure = failure or error
+        if failure is not None:
+            raise VmIncomplete(name=name, reason=str(failure)) from failure
+
+    def _add_disks(self, name: str, plans: tuple[DiskPlan, ...]) -> None:
+        for slot, plan in enumerate(plans, 1):
+            with self._journal.transaction() as tx:
+                disk = self._disks.create(tx, plan)
+                with tx.commit() as change:
+                    change.put(msgspec.structs.replace(disk, vm=name, slot=slot))
+                    finish(change.edit, change.get(VmRecord, name), disk_words(slot, plan.size))
+
+    def _add_networks(self, name: str, networks: tuple[str, ...]) -> None:
+        for network in networks:
+            current_task().check()
+            with self._store.change() as change:
+                # Somebody may have deleted the network, or given the address away, since the checks.
+                checks.network(self._store, network, self._bridge_problem)
+                vm = change.edit(VmRecord, name)
+                adapters = {**vm.adapters, new_mac(self._store): network}
+                finish(change.edit, change.edit(VmRecord, name, adapters=adapters), network_words(network))
+
+    def register(self, name: str) -> None:
+        """Define the domain, and make this node the one that runs it."""
+        with self._journal.transaction() as tx:
+            machine = self._domains.machine(name)
+            tx.undo("vm.undefine", name=name, uuid=machine.vm.uuid)
+            self._domains.define(machine)
+            with tx.commit() as change:
+                change.edit(VmRecord, name, node=self._node)
+
+
+def disk_words(number: int, size: int) -> str:
+    """How `unfinished` speaks of a disk."""
+    return f"disk {number} ({format_size(size)})"
+
+
+def network_words(network: str) -> str:
+    """How `unfinished` speaks of an adapter."""
+    return f"a network adapter on '{network}'"
+
+
+def finish(edit: Callable[..., VmRecord], vm: VmRecord | None, words: str) -> None:
+    """Take one thing off the list of what the machine was to have and has not."""
+    if vm is not None and words in vm.unfinished:
+        left = list(vm.unfinished)
+        left.remove(words)
+        edit(VmRecord, vm.name, unfinished=tuple(left))
+
+
+def new_mac(store: Store) -> str:
+    """An address that no adapter of the cluster has."""
+    taken = {mac for vm in store.all(VmRecord).values() for mac in vm.adapters}
+    mac = names.new_mac_address()
+    while mac in taken:
+        mac = names.new_mac_address()
+    return mac
+
+
+def _machine_for(disks: tuple[DiskSpec, ...]) -> Machine:
+    # q35 has no IDE. Who asks for it has a guest that needs the older machine.
+    return Machine.PC if any(disk.driver is DiskDriver.IDE for disk in disks) else Machine.Q35

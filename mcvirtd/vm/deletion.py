@@ -1,0 +1,101 @@
+"""Deleting virtual machines.
+
+There is no way back from the first deleted disk: what a crash interrupts is finished, not undone.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable
+from pathlib import Path
+
+from mcvirt.errors import Conflict, VmProtected, VmRunning
+from mcvirtd.hypervisor.verbs import HypervisorVerbs
+from mcvirtd.state.records import DiskRecord, VmRecord
+from mcvirtd.state.store import Change, Store
+from mcvirtd.storage.disks import Disks
+from mcvirtd.tasks.task import step
+from mcvirtd.tasks.transaction import Journal
+from mcvirtd.vm import checks
+from mcvirtd.vm.design import Designer, disks_of
+from mcvirtd.vm.domains import Domains
+
+
+class Deletion:
+    """*drop_grants* takes a machine's name out of users' and groups' records, in the change that deletes it."""
+
+    def __init__(
+        self,
+        *,
+        store: Store,
+        journal: Journal,
+        hypervisor: HypervisorVerbs,
+        domains: Domains,
+        designs: Designer,
+        disks: Disks,
+        drop_grants: Callable[[Change, str], None],
+    ) -> None:
+        self._store = store
+        self._journal = journal
+        self._hypervisor = hypervisor
+        self._domains = domains
+        self._designs = designs
+        self._disks = disks
+        self._drop_grants = drop_grants
+        journal.register("vm.finish_delete", self._finish)
+
+    def check(self, name: str) -> VmRecord:
+        """Raise all that stands against deleting the machine."""
+        vm = self._domains.machine(name).vm
+        reasons = checks.Reasons()
+        with reasons.gather():
+            if vm.node is not None and self._domains.is_active(vm):
+                raise VmRunning(name=name)
+        with reasons.gather():
+            checks.unlocked(vm)
+        if vm.delete_protection:
+            reasons.add(VmProtected(name=name))
+        for disk in disks_of(self._store, name):
+            with reasons.gather():
+                self._disks.check_delete(disk)
+        reasons.raise_all()
+        return vm
+
+    def carry_out(self, name: str, *, keep_disks: bool, keep_config: bool) -> None:
+        """Delete the machine. A failure leaves it with the disks that are still there; deleting again goes on."""
+        with self._journal.transaction() as tx:
+            tx.redo("vm.finish_delete", name=name, keep_disks=keep_disks, keep_config=keep_config)
+            self._finish(name, keep_disks, keep_config)
+            tx.keep()
+
+    def remove(self, name: str) -> None:
+        """Take away a machine that was just being made."""
+        self._finish(name, keep_disks=False, keep_config=False)
+
+    def _finish(self, name: str, keep_disks: bool, keep_config: bool) -> None:
+        vm = self._store.get(VmRecord, name)
+        if vm is None:
+            return
+        state = self._hypervisor.state(vm.uuid)
+        if state is not None and state.active:
+            raise Conflict(text=f"Virtual machine '{name}' was started while it was being deleted.")
+        with step("Taking the machine out of libvirt"):
+            if vm.node is not None or state is not None:
+                self._hypervisor.undefine(vm.uuid)
+        for disk in disks_of(self._store, name):
+            if not keep_disks:
+                with step(f"Deleting disk {disk.slot}"):
+                    self._disks.delete_volume(disk)
+            with self._store.change() as change:
+                if keep_disks:
+                    change.edit(DiskRecord, disk.id, vm=None, slot=None)
+                else:
+                    change.delete(DiskRecord, disk.id)
+        with self._store.change() as change:
+            if keep_config:
+                change.edit(VmRecord, name, node=None, iso=None, boot_iso=False)
+            else:
+                change.delete(VmRecord, name)
+                self._drop_grants(change, name)
+        with contextlib.suppress(OSError):
+            Path(self._designs.console_log(vm)).unlink()

@@ -1,0 +1,187 @@
+"""Starting, stopping, resetting, registering."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+import msgspec
+
+from mcvirt.errors import (
+    Conflict,
+    DeadlinePassed,
+    UnsuitableNode,
+    VmAlreadyRunning,
+    VmNotRegistered,
+    VmRegistered,
+    VmRunning,
+    VmStopped,
+)
+from mcvirtd.hypervisor.states import DomainState
+from mcvirtd.hypervisor.verbs import HypervisorVerbs
+from mcvirtd.state.records import VmRecord
+from mcvirtd.state.store import Store
+from mcvirtd.storage.disks import Disks
+from mcvirtd.tasks.task import current_task, step
+from mcvirtd.tasks.transaction import Journal
+from mcvirtd.vm import checks
+from mcvirtd.vm.design import Designer, Machine
+from mcvirtd.vm.domains import Domains
+
+# How long a cancellation may go unheard while a guest is waited for.
+_SLICE = 0.5
+
+
+class Power:
+    """The power button and the reset button, and where a machine is registered. Callers hold the machine's lock."""
+
+    def __init__(
+        self,
+        *,
+        store: Store,
+        journal: Journal,
+        hypervisor: HypervisorVerbs,
+        domains: Domains,
+        designs: Designer,
+        disks: Disks,
+        node: str,
+        bridge_problem: Callable[[str], str],
+    ) -> None:
+        self._store = store
+        self._journal = journal
+        self._hypervisor = hypervisor
+        self._domains = domains
+        self._designs = designs
+        self._disks = disks
+        self._node = node
+        self._bridge_problem = bridge_problem
+        journal.register("vm.finish_unregister", self._finish_unregister)
+
+    def start(self, name: str, iso: str | None) -> None:
+        """Start the machine from its disk, or from *iso*."""
+        machine = self._domains.machine(name)
+        wanted = Machine(vm=msgspec.structs.replace(machine.vm, iso=iso, boot_iso=bool(iso)), disks=machine.disks)
+        self._check_start(wanted)
+        with self._journal.transaction() as tx:
+            tx.undo("vm.align", name=name)
+            with step("Defining the domain"):
+                self._domains.define(wanted)
+            with step("Starting"):
+                started = self._hypervisor.start(machine.vm.uuid)
+                if not started:
+                    raise VmAlreadyRunning(name=name)
+            with tx.commit() as change:
+                change.edit(VmRecord, name, iso=iso, boot_iso=bool(iso))
+
+    def _check_start(self, machine: Machine) -> None:
+        vm = machine.vm
+        reasons = checks.Reasons()
+        with reasons.gather():
+            checks.registered_here(vm, self._node)
+            if self._domains.is_active(vm):
+                raise VmAlreadyRunning(name=vm.name)
+        with reasons.gather():
+            checks.unlocked(vm)
+        self.check_parts(machine, reasons)
+        with reasons.gather():
+            self._designs.iso_path(vm)
+        reasons.raise_all()
+
+    def check_parts(self, machine: Machine, reasons: checks.Reasons) -> None:
+        """All that the machine stands on is there on this node."""
+        for disk in machine.disks:
+            problem = self._disks.available(disk)
+            if problem:
+                reasons.add(Conflict(text=f"Hard drive {disk.id} (disk {disk.slot}) can't be used: {problem}"))
+        for network in dict.fromkeys(machine.vm.adapters.values()):
+            with reasons.gather():
+                checks.network(self._store, network, self._bridge_problem)
+
+    def _active(self, name: str) -> VmRecord:
+        vm = self._domains.machine(name).vm
+        checks.registered_here(vm, self._node)
+        if not self._domains.is_active(vm):
+            raise VmStopped(name=name)
+        return vm
+
+    def stop(self, name: str) -> None:
+        """Off, at once."""
+        vm = self._active(name)
+        with step("Turning the machine off"):
+            if not self._hypervisor.destroy(vm.uuid):
+                raise VmStopped(name=name)
+
+    def reset(self, name: str) -> None:
+        """The reset button."""
+        vm = self._active(name)
+        checks.unlocked(vm)
+        with step("Resetting"):
+            self._hypervisor.reset(vm.uuid)
+
+    def shutdown(self, name: str) -> None:
+        """The power button; does not wait."""
+        vm = self._active(name)
+        with step("Pressing the power button"):
+            if not self._hypervisor.shutdown(vm.uuid):
+                raise VmStopped(name=name)
+
+    def wait_until_off(self, name: str, within: int) -> None:
+        """Return when the machine is off; needs no lock."""
+        uuid = self._domains.machine(name).vm.uuid
+        deadline = time.monotonic() + within
+        with step("Waiting for the guest to shut down"):
+            while not self._hypervisor.wait_for(uuid, _is_off, min(_SLICE, max(0.0, deadline - time.monotonic()))):
+                current_task().check()
+                if time.monotonic() >= deadline:
+                    raise DeadlinePassed(
+                        what=f"The end of virtual machine '{name}'",
+                        seconds=within,
+                        why=f"its guest has not shut down. `mcvirt stop {name}` turns it off.",
+                    )
+
+    def register(self, name: str, define: Callable[[str], None]) -> None:
+        """Make this node the one that runs the machine; *define* does it."""
+        machine = self._domains.machine(name)
+        vm = machine.vm
+        self._domains.require_libvirt()
+        reasons = checks.Reasons()
+        if vm.node is not None and not self._domains.is_missing(vm):
+            reasons.add(VmRegistered(name=name, node=vm.node))
+        with reasons.gather():
+            checks.unlocked(vm)
+        if self._node not in vm.nodes:
+            reasons.add(UnsuitableNode(name=name, node=self._node, nodes=", ".join(vm.nodes)))
+        self.check_parts(machine, reasons)
+        reasons.raise_all()
+        with step("Registering the machine in libvirt"):
+            define(name)
+
+    def unregister(self, name: str) -> None:
+        """Take the stopped machine out of libvirt."""
+        vm = self._domains.machine(name).vm
+        reasons = checks.Reasons()
+        if vm.node is None:
+            reasons.add(VmNotRegistered(name=name))
+        with reasons.gather():
+            checks.unlocked(vm)
+            if vm.node is not None and self._domains.is_active(vm):
+                raise VmRunning(name=name)
+        reasons.raise_all()
+        with self._journal.transaction() as tx:
+            tx.redo("vm.finish_unregister", name=name)
+            with step("Taking the machine out of libvirt"):
+                self._hypervisor.undefine(vm.uuid)
+            with tx.commit() as change:
+                change.edit(VmRecord, name, node=None)
+
+    def _finish_unregister(self, name: str) -> None:
+        vm = self._store.get(VmRecord, name)
+        if vm is None or vm.node != self._node:
+            return
+        self._hypervisor.undefine(vm.uuid)
+        with self._store.change() as change:
+            change.edit(VmRecord, name, node=None)
+
+
+def _is_off(state: DomainState | None) -> bool:
+    return state is None or not state.active

@@ -1,0 +1,143 @@
+"""Virtual machines as callers see them, answered from memory."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Sequence
+
+from mcvirt.errors import McvirtError
+from mcvirt.types.vm import LockState, PowerState, VmAdapter, VmDisk, VmGroup, VmInfo, VmRow, VmUsage
+from mcvirtd.hypervisor.verbs import HypervisorVerbs
+from mcvirtd.state.records import DiskRecord, GroupRecord, UserRecord, VmRecord
+from mcvirtd.state.store import Store
+from mcvirtd.vm.design import Designer, Machine
+from mcvirtd.vm.domains import Domains
+
+# A shorter time between two readings says little about the use of a processor.
+_SHORTEST_SPAN = 0.5
+
+
+class View:
+    """Builds the rows of `list` and the whole of `info`."""
+
+    def __init__(self, *, store: Store, hypervisor: HypervisorVerbs, domains: Domains, designs: Designer) -> None:
+        self._store = store
+        self._hypervisor = hypervisor
+        self._domains = domains
+        self._designs = designs
+        self._lock = threading.Lock()
+        self._readings: dict[str, tuple[float, int, float | None]] = {}
+
+    def rows(self) -> Sequence[VmRow]:
+        """All machines, by name."""
+        sizes: dict[str, int] = {}
+        for disk in self._store.all(DiskRecord).values():
+            if disk.vm is not None:
+                sizes[disk.vm] = sizes.get(disk.vm, 0) + disk.size
+        records = self._store.all(VmRecord)
+        return [
+            VmRow(
+                name=name,
+                state=self._domains.power_state(records[name]),
+                node=records[name].node,
+                memory=records[name].memory,
+                cpu_count=records[name].cpu_count,
+                disk_size=sizes.get(name, 0),
+                locked=records[name].locked,
+                missing=self._domains.is_missing(records[name]),
+            )
+            for name in sorted(records)
+        ]
+
+    def info(self, machine: Machine) -> VmInfo:
+        """Everything about one machine."""
+        vm = machine.vm
+        state = self._domains.power_state(vm)
+        missing = self._domains.is_missing(vm)
+        return VmInfo(
+            name=vm.name,
+            id=vm.id,
+            uuid=vm.uuid,
+            state=state,
+            node=vm.node,
+            nodes=vm.nodes,
+            memory=vm.memory,
+            cpu_count=vm.cpu_count,
+            machine=vm.machine,
+            accelerator=self._designs.accelerator,
+            graphics_driver=vm.graphics_driver,
+            autostart=vm.autostart,
+            lock=LockState.LOCKED if vm.locked else LockState.UNLOCKED,
+            delete_protection=vm.delete_protection,
+            autodeflate=vm.autodeflate,
+            flags=vm.flags,
+            iso=vm.iso,
+            disks=tuple(
+                VmDisk(
+                    slot=disk.slot or 0,
+                    id=disk.id,
+                    size=disk.size,
+                    storage_type=disk.storage_type,
+                    backend=disk.backend,
+                    driver=disk.driver,
+                )
+                for disk in machine.disks
+            ),
+            adapters=tuple(VmAdapter(mac=mac, network=network) for mac, network in vm.adapters.items()),
+            groups=tuple(
+                VmGroup(group=group.name, users=group.vm_users[vm.name])
+                for group in self._store.all(GroupRecord).values()
+                if group.vm_users.get(vm.name)
+            ),
+            permissions={
+                user.name: user.vm_permissions[vm.name]
+                for user in self._store.all(UserRecord).values()
+                if user.vm_permissions.get(vm.name)
+            },
+            usage=self._usage(vm) if state is PowerState.RUNNING else None,
+            missing=missing,
+            restart_needed=state is PowerState.RUNNING and self._domains.restart_needed(machine),
+            warnings=tuple(self._warnings(machine, missing)),
+        )
+
+    def _warnings(self, machine: Machine, missing: bool) -> Sequence[str]:
+        vm = machine.vm
+        warnings = []
+        if missing:
+            warnings.append(f"libvirt has lost the domain; `mcvirt start {vm.name}` defines it again.")
+        elif vm.node is not None and not self._hypervisor.connected:
+            warnings.append("libvirt on the machine's node does not answer, so its state is not known.")
+        if vm.node is None:
+            warnings.append(f"The machine is not registered on a node; `mcvirt register {vm.name}` does that.")
+        if vm.unfinished:
+            missing_parts = ", ".join(vm.unfinished)
+            warnings.append(
+                f"Its creation was not finished. It was to have {missing_parts}; `mcvirt update` adds them."
+            )
+        if not machine.disks:
+            warnings.append("The machine has no hard drives.")
+        if not vm.adapters:
+            warnings.append("The machine has no network adapters.")
+        return warnings
+
+    def _usage(self, vm: VmRecord) -> VmUsage | None:
+        try:
+            stats = self._hypervisor.all_stats().get(vm.uuid)
+        except McvirtError:
+            return None  # the state says already that libvirt is away
+        if stats is None:
+            return None
+        now = time.monotonic()
+        with self._lock:
+            then, cpu_time, percent = self._readings.get(vm.uuid, (0.0, 0, None))
+            if then == 0.0 or stats.cpu_time < cpu_time:
+                self._readings[vm.uuid] = (now, stats.cpu_time, None)
+                percent = None
+            elif now - then >= _SHORTEST_SPAN:
+                percent = round((stats.cpu_time - cpu_time) / (now - then) / 1e7, 1)
+                self._readings[vm.uuid] = (now, stats.cpu_time, percent)
+            if len(self._readings) > 2 * len(self._store.all(VmRecord)) + 16:
+                known = {record.uuid for record in self._store.all(VmRecord).values()}
+                self._readings = {uuid: reading for uuid, reading in self._readings.items() if uuid in known}
+        return VmUsage(cpu_percent=percent, memory=stats.rss)
