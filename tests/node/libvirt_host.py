@@ -105,7 +105,9 @@ class LibvirtHost:
         self.start()
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self.close()
 
     # --- the host ---------------------------------------------------------------------------------------------
@@ -193,7 +195,7 @@ class LibvirtHost:
             raise
         finally:
             os.close(sender)
-        with open(receiver, "rb") as reports:
+        with os.fdopen(receiver, "rb") as reports:
             report = reports.readline() if _readable(receiver, self._deadline) else b""
         if report:
             process.inner_pid = int(report)
@@ -300,7 +302,7 @@ class LibvirtHost:
 
     def _outer(self, inner_pid: int) -> int:
         """This machine's number of a process that the host numbers *inner_pid*; 0 if there is none."""
-        namespace = os.readlink(f"/proc/{self.pid}/ns/pid")
+        namespace = Path(f"/proc/{self.pid}/ns/pid").readlink()
         for entry in Path("/proc").iterdir():
             if not entry.name.isdigit():
                 continue
@@ -309,7 +311,7 @@ class LibvirtHost:
                 if (
                     numbers is not None
                     and int(numbers.group(1)) == inner_pid
-                    and (entry / "ns/pid").readlink() == Path(namespace)
+                    and (entry / "ns/pid").readlink() == namespace
                 ):
                     return int(entry.name)
             except (FileNotFoundError, ProcessLookupError):
@@ -330,7 +332,7 @@ _SELF = [sys.executable, "-I", "-S", str(Path(__file__).absolute())]
 
 def _become_init(name: str, network: str, mounts: Sequence[str]) -> None:
     # The machine's /proc is still mounted, and so names us by the machine's number.
-    outer_pid = os.readlink("/proc/self")
+    outer_pid = str(Path("/proc/self").readlink())
     socket.sethostname(name)
     subprocess.run(["mount", "-t", "proc", "proc", "/proc"], check=True)
     if network == "net":
