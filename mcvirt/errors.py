@@ -230,6 +230,23 @@ class VolumeUnusable(Refused):
     """Volume '{name}' in {location} can't be used: {reason}"""
 
 
+class BackendUnavailable(Conflict):
+    """Storage backend '{backend}' is not available on node '{node}': {reason}"""
+
+
+class InUse(Conflict):
+    """{kind} '{name}' is in use by {users}. {hint}"""
+
+
+class ChecksumWrong(Failed):
+    """What arrived of '{name}' is not what it should be: its SHA-256 is {found}, and {expected} was expected.
+    It was dropped."""
+
+
+class DownloadFailed(Failed):
+    """{url} could not be downloaded: {reason} Nothing of it was kept."""
+
+
 class VmIncomplete(Failed):
     """Virtual machine '{name}' was created, but not everything it was to have: {reason} What is missing can be
     added with `mcvirt update {name}`, or the machine deleted with `mcvirt delete {name}`."""
