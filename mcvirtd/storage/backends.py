@@ -1,0 +1,204 @@
+"""Where storage backends are on a node: opening their volumes, and judging the places they are to be kept in."""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Protocol
+
+import msgspec
+
+from mcvirt import names
+from mcvirt.errors import BackendUnavailable, BadArgument, McvirtError, NodeUnreachable, NotFound
+from mcvirt.types.storage import BackendType
+from mcvirtd.state.records import BackendRecord
+from mcvirtd.state.store import Store
+from mcvirtd.storage.file_volumes import FileVolumes
+from mcvirtd.storage.lvm_volumes import LvmVolumes
+from mcvirtd.storage.volumes import Volumes
+
+DELETE_VOLUME = "disk.delete_volume"
+
+
+class BackendsOnNode(Protocol):
+    """What can be done about storage backends on one node."""
+
+    def volumes(self, backend: BackendRecord) -> Volumes:
+        """The backend's volumes there; BackendUnavailable if the node is none of the backend's."""
+
+    def faults(self, backend: BackendRecord, others: Iterable[BackendRecord]) -> list[str]:
+        """Why the backend can't be kept there beside *others*, a sentence each; empty if it can. Changes nothing."""
+
+
+Nodes = Callable[[str], BackendsOnNode]
+"""A node's name -> its backends; NodeUnreachable if it can't be asked."""
+
+
+class OpenVolumes(Protocol):
+    """Opens volumes of one type at a place."""
+
+    def __call__(self, backend: BackendRecord, location: str) -> Volumes:
+        """The volumes of *backend* at *location*; BadArgument if no location of its type is spelt so."""
+
+
+def open_volumes(backend: BackendRecord, location: str) -> Volumes:
+    """The real ones."""
+    if backend.type is BackendType.LVM:
+        return LvmVolumes(location, backend.thin_pool)
+    return FileVolumes(location, backend.format.value)
+
+
+class LocalBackends:
+    """The backends on this node. No location may be in *state*, the directory of mcvirtd's own."""
+
+    def __init__(self, node: str, state: Path, *, open_volumes: OpenVolumes = open_volumes) -> None:
+        self._node = node
+        self._state = state
+        self._open = open_volumes
+
+    def volumes(self, backend: BackendRecord) -> Volumes:
+        location = backend.location_on(self._node)
+        if location is None:
+            raise not_on_node(backend, self._node)
+        return self._open(backend, location)
+
+    def faults(self, backend: BackendRecord, others: Iterable[BackendRecord]) -> list[str]:
+        location = backend.location_on(self._node)
+        if location is None:
+            return [f"no location is named for node '{self._node}'."]
+        try:
+            volumes = self._open(backend, location)
+            found = volumes.check()
+            if backend.type is BackendType.FILE:
+                found += self._directory_faults(Path(location)) if not found else []
+        except McvirtError as error:
+            return [str(error)]
+        found += self._shared_with(backend, location, others)
+        return found or self._marks(backend, volumes)
+
+    def _shared_with(self, backend: BackendRecord, location: str, others: Iterable[BackendRecord]) -> list[str]:
+        place = _place(backend, location)
+        return [
+            f"{location} is the location of storage backend '{other.name}' already."
+            for other in others
+            if other.id != backend.id
+            and other.type is backend.type
+            and (there := other.location_on(self._node)) is not None
+            and _place(other, there) == place
+        ]
+
+    def _marks(self, backend: BackendRecord, volumes: Volumes) -> list[str]:
+        try:
+            foreign = sorted(volumes.marked_with() - {backend.id})
+        except McvirtError as error:
+            return [str(error)]
+        return [
+            f"{volumes.location} is marked as the location of storage backend {mark}, which is not one of this "
+            "cluster. If nothing uses it any more, take the mark off: "
+            f"`{_taking_off(backend, volumes.location, mark)}`."
+            for mark in foreign
+        ]
+
+    def _directory_faults(self, directory: Path) -> list[str]:
+        real = directory.resolve()
+        state = self._state.resolve()
+        if real == Path("/"):
+            return ["the root directory can't be used. Name a directory for the volumes alone."]
+        if real == state or real in state.parents or state in real.parents:
+            return [f"{directory} and mcvirtd's own directory {self._state} must not be inside each other."]
+        for place in (real, *real.parents):
+            fault = _others_may_change(place, inner=place == real)
+            if fault:
+                return [fault]
+        return []
+
+
+def _others_may_change(place: Path, *, inner: bool) -> str:
+    """Why others than root decide what is found under *place*, or ''."""
+    facts = place.stat()
+    loose = facts.st_mode & (stat.S_IWGRP | stat.S_IWOTH)
+    if not inner and facts.st_mode & stat.S_ISVTX:
+        loose = 0
+    if facts.st_uid not in (0, os.geteuid()):
+        return f"{place} does not belong to root, so others could put things in the way; `chown root {place}` helps."
+    if loose:
+        return f"Others than root may change {place}, and so what mcvirtd does there; `chmod go-w {place}` helps."
+    return ""
+
+
+def _place(backend: BackendRecord, location: str) -> str:
+    return location if backend.type is BackendType.LVM else str(Path(location).resolve())
+
+
+def _taking_off(backend: BackendRecord, location: str, mark: str) -> str:
+    if backend.type is BackendType.LVM:
+        return f"vgchange --deltag mcvirt.{mark} {location}"
+    return f"rm {location}/.mcvirt-{mark}"
+
+
+def not_on_node(backend: BackendRecord, node: str) -> BackendUnavailable:
+    """The error for a backend that is on other nodes."""
+    reason = f"it is on {', '.join(sorted(backend.nodes))} only."
+    return BackendUnavailable(backend=backend.name, node=node, reason=reason)
+
+
+def only(local: str, backends: BackendsOnNode) -> Nodes:
+    """Nodes of which only the *local* one can be asked."""
+
+    def of(node: str) -> BackendsOnNode:
+        if node != local:
+            raise NodeUnreachable(node=node, reason=f"mcvirtd on '{local}' does not act on other nodes.")
+        return backends
+
+    return of
+
+
+def problem(backend: BackendRecord, node: str, nodes: Nodes) -> str:
+    """Why the backend's volumes can't be had on *node* now, in a sentence; '' if they can."""
+    try:
+        volumes = nodes(node).volumes(backend)
+        faults = volumes.check()
+        if not faults and backend.id not in volumes.marked_with():
+            faults = [
+                f"{volumes.location} is there, but does not carry the mark of this backend. Is the right storage "
+                "mounted there?"
+            ]
+    except McvirtError as error:
+        return str(error.fields.get("reason", error)) if isinstance(error, BackendUnavailable) else str(error)
+    return " ".join(faults)
+
+
+def checked_location(backend_type: BackendType, location: str) -> str:
+    """*location* in its shortest spelling, if it can be one of that type."""
+    if backend_type is BackendType.LVM:
+        return names.volume_group_name(location)
+    if not location.startswith("/"):
+        raise BadArgument(
+            what=f"location '{names.printable(location)}'",
+            why="a storage backend of type File is kept in a directory: write its absolute path.",
+        )
+    return names.directory(location)
+
+
+def find(store: Store, text: str) -> BackendRecord:
+    """The backend with that name or ID; NotFound if there is none."""
+    found = store.get(BackendRecord, text)
+    if found is None:
+        found = next((each for each in store.all(BackendRecord).values() if each.id == text), None)
+    if found is None:
+        raise NotFound(
+            kind="storage backend", name=names.printable(text), hint=" `mcvirt storage list` shows all of them."
+        )
+    return found
+
+
+def being_made(store: Store) -> frozenset[tuple[str, str]]:
+    """(backend, volume) of all volumes that a task is making, or whose undoing is still due.
+
+    The journal has an entry before such a volume exists, until it belongs to a hard drive's record or is gone.
+    """
+    rows = store.query("SELECT arguments FROM journal WHERE act = ?", (DELETE_VOLUME,))
+    entries = [msgspec.json.decode(arguments) for (arguments,) in rows]
+    return frozenset((entry["backend"], entry["volume"]) for entry in entries)
