@@ -74,16 +74,17 @@ def copy(source: Path, target: int, *, progress: Progress | None = None, cancel:
 
 
 def _pieces(descriptor: int, size: int) -> Iterator[tuple[int, int]]:
-    """The parts that hold data, in pieces."""
+    """The parts that hold data, in pieces; a block device does not know of holes."""
+    known = stat.S_ISREG(os.fstat(descriptor).st_mode)
     position = 0
     while position < size:
         try:
-            start = os.lseek(descriptor, position, os.SEEK_DATA)
+            start = os.lseek(descriptor, position, os.SEEK_DATA) if known else position
         except OSError as error:
             if error.errno == errno.ENXIO:
                 return
             raise
-        end = os.lseek(descriptor, start, os.SEEK_HOLE)
+        end = os.lseek(descriptor, start, os.SEEK_HOLE) if known else size
         while start < end:
             yield start, min(start + PIECE, end)
             start += PIECE

@@ -101,6 +101,7 @@ def create_volume(
     ``activate`` keeps from guests.
     """
     _refuse_what_is_there(group, name, size, thin_pool)
+    content.Pace(size, None, cancel).at(0)
     unwiped = [] if thin_pool else [UNWIPED + "0"]
     try:
         _run(commands.create(group, name, size, thin_pool=thin_pool, tags=[*tags, *unwiped]))
@@ -124,7 +125,7 @@ def copy_volume(
     cancel: threading.Event | None = None,
 ) -> int:
     """Make volume *name* with the content of *source*, and return its size; fails as ``create_volume`` does."""
-    origin = Path(activate(group, source))
+    origin = open_path(group, source)
     size = _known(group, source).size
 
     def at(begun: int) -> Progress:
@@ -132,7 +133,7 @@ def copy_volume(
 
     create_volume(group, name, size, thin_pool=thin_pool, progress=at(0), cancel=cancel)
     with _UndoneBy("the new volume", group, name, lambda: remove_volume(group, name)):
-        target = Path(_known(group, name).path)
+        target = _device(_known(group, name))
         with files.told("copy to", target), files.opened(target, os.O_RDWR) as descriptor:
             content.copy(origin, descriptor, progress=at(size), cancel=cancel)
     return size
@@ -184,7 +185,7 @@ def _finish_wiping(
     start = volume.unwiped_from
     if start is None:
         return
-    content.wipe(Path(volume.path), start=start, progress=progress, cancel=cancel)
+    content.wipe(_device(volume), start=start, progress=progress, cancel=cancel)
     for tag in volume.tags:
         if tag.startswith(UNWIPED):
             tag_volume(group, name, remove=tag)
@@ -227,6 +228,7 @@ def extend_volume(
     """
     before = _known(group, name)
     if before.size < to_size:
+        content.Pace(to_size, None, cancel).at(0)
         if before.pool:
             _run(commands.extend(group, name, to_size))
             return _known(group, name).size
@@ -275,6 +277,15 @@ def activate(group: str, name: str) -> str:
             name=name, location=group, reason=f"making it was interrupted, and it may hold old data. {todo}"
         )
     return _activated(group, name).path if not found.active else found.path
+
+
+def open_path(group: str, name: str) -> Path:
+    """As ``activate``, but the device itself, not the link to it: what we write to is never reached through links."""
+    return Path(activate(group, name)).resolve()
+
+
+def _device(volume: Volume) -> Path:
+    return Path(volume.path).resolve()
 
 
 def deactivate(group: str, name: str) -> None:

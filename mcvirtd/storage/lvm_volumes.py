@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterable
-from pathlib import Path
 
 from mcvirt import names
 from mcvirt.errors import CommandFailed, NotFound, VolumeNotFound, VolumeUnusable
@@ -109,7 +108,8 @@ class LvmVolumes:
         progress: Progress | None = None,
         cancel: threading.Event | None = None,
     ) -> int:
-        return content.fill(Path(self.activate(name)), chunks, progress=progress, cancel=cancel)
+        self._known(name)
+        return content.fill(lvm.open_path(self._group, name), chunks, progress=progress, cancel=cancel)
 
     def copy(
         self, source: str, name: str, *, progress: Progress | None = None, cancel: threading.Event | None = None
