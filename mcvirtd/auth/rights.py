@@ -30,7 +30,8 @@ class Rights:
         found = known.get((user, vm))
         if found is None:
             found = self._gather(user, vm)
-            if len(known) < 10000:
+            # A caller can name any machine, existing or not: that must not fill the memory.
+            if len(known) < 10000 and len(vm or "") <= 64:
                 known[user, vm] = found
         return found
 
@@ -50,6 +51,8 @@ class Rights:
         # A group may have permissions that mean nothing for one machine; membership for one machine must not give
         # them everywhere.
         names = everywhere | {name for name in here if name in VM_SCOPED}
+        # Superusers are marked in their record. No list of permissions makes one, whoever wrote it.
+        names.discard(Permission.SUPERUSER.value)
         return frozenset(permission for permission in Permission if permission.value in names)
 
     def is_superuser(self, caller: Caller) -> bool:

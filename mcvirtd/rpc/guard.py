@@ -54,7 +54,14 @@ class Published:
         self.label = str(operation)
         self.subject = next((name for name in _SUBJECTS if name in self.names), None)
         self.also = [(path.split("."), permission) for path, permission in self.remote.also.items()]
-        self.plain = self.remote.reads and self.remote.on is None and not self.also and self.remote.runs_at is None
+        # Nothing to authorise beyond the login, nothing to route and nothing to audit: most of all calls.
+        self.plain = (
+            self.remote.reads
+            and isinstance(self.remote.needs, Access)
+            and self.remote.on is None
+            and not self.also
+            and self.remote.runs_at is None
+        )
 
     def read(self, args: Any, kwargs: Any) -> dict[str, Any]:
         """The arguments, checked against the contract's types; BadArgument says which one is wrong and how."""
