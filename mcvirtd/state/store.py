@@ -43,6 +43,12 @@ class Change:
         found = self.puts.get(place)
         return found if isinstance(found, cls) else self._store.get(cls, key)
 
+    def all(self, cls: type[R]) -> dict[str, R]:
+        """All records of a kind by key, as this change leaves them."""
+        found = {key: record for key, record in self._store.all(cls).items() if (cls.kind, key) not in self.deletes}
+        found.update({key: record for (_, key), record in self.puts.items() if isinstance(record, cls)})
+        return found
+
     def put(self, record: Record) -> None:
         """Store *record* instead of the one with its key, if there is one."""
         # Written and read back: what can't be read back must not be stored.

@@ -1,0 +1,161 @@
+"""Nodes and the settings of the cluster: the contract NodeApi."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Mapping
+from typing import Protocol
+
+from mcvirt import __version__
+from mcvirt.api.cluster import NodeApi
+from mcvirt.errors import BadArgument, McvirtError
+from mcvirt.types.cluster import ClusterSettings, NodeInfo
+from mcvirtd.host import facts as host_facts
+from mcvirtd.host.facts import CpuTimes, Memory
+from mcvirtd.state.records import NodeRecord, SettingsRecord, VmRecord
+from mcvirtd.state.store import Store
+
+LONGEST_INTERVAL = 7 * 86400
+# Between two readings closer than this, the processors' use is mostly chance.
+_SHORTEST_READING = 1.0
+
+
+class HostFacts(Protocol):
+    """What the service asks about the machine; the module mcvirtd.host.facts answers it."""
+
+    def cpu_count(self) -> int:
+        """The processors that are switched on."""
+
+    def memory(self) -> Memory:
+        """The memory as it is now."""
+
+    def cpu_times(self) -> CpuTimes:
+        """What all processors together have done since the start."""
+
+
+class Domain(Protocol):
+    """A domain of libvirt."""
+
+    @property
+    def active(self) -> bool:
+        """Whether there is a QEMU process."""
+
+
+class HypervisorVersion(Protocol):
+    """The version of libvirt."""
+
+    @property
+    def libvirt_version(self) -> str:
+        """As 9.0.0."""
+
+
+class HypervisorFacts(Protocol):
+    """What the service asks about libvirt on this node. May raise LibvirtUnreachable."""
+
+    def domains(self) -> Mapping[str, Domain]:
+        """Every domain by UUID, as last known."""
+
+    def facts(self) -> HypervisorVersion:
+        """The machine as libvirt sees it."""
+
+
+class NodeService(NodeApi):
+    """The nodes, and what operators set for all of them. *accelerator* says what guests run with here, and why."""
+
+    def __init__(
+        self,
+        *,
+        store: Store,
+        node: str,
+        hypervisor: HypervisorFacts,
+        accelerator: Callable[[], tuple[str, str]],
+        host: HostFacts = host_facts,
+        warnings: Callable[[], tuple[str, ...]] = lambda: (),
+    ) -> None:
+        self._store = store
+        self._node = node
+        self._hypervisor = hypervisor
+        self._accelerator = accelerator
+        self._host = host
+        self._warnings = warnings
+        self._processors = _ProcessorUse(host.cpu_times)
+
+    def list(self) -> tuple[NodeInfo, ...]:
+        """All nodes, by name."""
+        return (self._here(),)
+
+    def settings(self) -> ClusterSettings:
+        """The settings of the cluster."""
+        return ClusterSettings(autostart_interval=autostart_interval(self._store))
+
+    def set_autostart_interval(self, seconds: int) -> None:
+        """How often stopped virtual machines with ON_POLL are started."""
+        if not 0 <= seconds <= LONGEST_INTERVAL:
+            raise BadArgument(
+                what="autostart interval",
+                why=f"it is a number of seconds from 0 (never) to {LONGEST_INTERVAL} (a week).",
+            )
+        with self._store.change() as change:
+            if change.get(SettingsRecord, "cluster") is None:
+                change.put(SettingsRecord(autostart_interval=seconds))
+            else:
+                change.edit(SettingsRecord, "cluster", autostart_interval=seconds)
+
+    def _here(self) -> NodeInfo:
+        record = self._store.get(NodeRecord, self._node)
+        mine = [vm.uuid for vm in self._store.all(VmRecord).values() if vm.node == self._node]
+        memory = self._host.memory()
+        domains = self._hypervisor.domains()
+        warnings = list(self._warnings())
+        try:
+            libvirt = self._hypervisor.facts().libvirt_version
+            accelerator, reason = self._accelerator()
+        except McvirtError as error:
+            libvirt, accelerator, reason = "", "unknown", "libvirt does not answer"
+            warnings.append(str(error))
+        return NodeInfo(
+            name=self._node,
+            id=record.id if record else "",
+            address=record.address if record else None,
+            status="Local",
+            version=__version__,
+            revision=self._store.revision,
+            cpu_count=self._host.cpu_count(),
+            cpu_percent=self._processors.percent(),
+            memory=memory.total,
+            memory_used=memory.used,
+            accelerator=accelerator,
+            accelerator_reason=reason,
+            libvirt=libvirt,
+            vms_running=sum(1 for uuid in mine if uuid in domains and domains[uuid].active),
+            vms=len(mine),
+            warnings=tuple(warnings),
+        )
+
+
+def autostart_interval(store: Store) -> int:
+    """How often stopped virtual machines with ON_POLL are started, in seconds; 0 = never."""
+    settings = store.get(SettingsRecord, "cluster") or SettingsRecord()
+    return settings.autostart_interval
+
+
+class _ProcessorUse:
+    """The use of the processors since it was last asked for, over a second at least."""
+
+    def __init__(self, times: Callable[[], CpuTimes]) -> None:
+        self._times = times
+        self._lock = threading.Lock()
+        self._last = times()
+        self._read_at = time.monotonic()
+        self._percent: float | None = None
+
+    def percent(self) -> float | None:
+        """In percent of all of them; None if not enough time has passed to say."""
+        with self._lock:
+            now = time.monotonic()
+            if now - self._read_at >= _SHORTEST_READING:
+                times = self._times()
+                self._percent = round(host_facts.cpu_percent(self._last, times), 1)
+                self._last, self._read_at = times, now
+            return self._percent
