@@ -127,7 +127,7 @@ class Connection:
             self._proxy._pyroRelease()
         if self._proxy._pyroConnection is None:
             _chosen.context = self._context
-            self._proxy._pyroTimeout = CONNECT_TIMEOUT
+            self._proxy._pyroTimeout = min(CONNECT_TIMEOUT, timeout)
             self._proxy._pyroBind()
         self._proxy._pyroTimeout = timeout
         self._proxy._pyroConnection.timeout = timeout
