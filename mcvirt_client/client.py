@@ -1,11 +1,11 @@
 """The client library: one object with everything that a daemon offers.
 
-    from mcvirt_client import Client
+from mcvirt_client import Client
 
-    with Client.connect() as client:
-        for row in client.vms.list():
-            print(row.name, row.state.value)
-        client.vms["web1"].start()
+with Client.connect() as client:
+    for row in client.vms.list():
+        print(row.name, row.state.value)
+    client.vms["web1"].start()
 """
 
 from __future__ import annotations
@@ -73,11 +73,14 @@ def _no_tasks(task: str, operation: Operation) -> msgspec.Raw:
 class _Wire:
     """A connection that gets its token when it is first needed, and once more if the daemon's door refuses it."""
 
-    def __init__(self, endpoint: discovery.Endpoint, token: str | None, renew: Callable[[], str] | None) -> None:
+    def __init__(
+        self, endpoint: discovery.Endpoint, token: str | None, renew: Callable[[], str] | None, timeout: float
+    ) -> None:
         self._endpoint = endpoint
         self._context: ssl.SSLContext | None = None
         self._connection: Connection | None = None
         self._renew = renew
+        self._timeout = timeout
         self.token = token
         self.node = endpoint.node
 
@@ -104,7 +107,7 @@ class _Wire:
             self._context = client_context(self._endpoint.ca_pem)
         credentials = {"token": self.token}
         self._connection = Connection(
-            self._endpoint.host, self._endpoint.port, self._context, credentials, node=self.node, timeout=CALL_TIMEOUT
+            self._endpoint.host, self._endpoint.port, self._context, credentials, node=self.node, timeout=self._timeout
         )
         return self._connection
 
@@ -114,7 +117,7 @@ class _Wire:
             connection.close()
 
     def another(self) -> _Wire:
-        return _Wire(self._endpoint, self.token, None)
+        return _Wire(self._endpoint, self.token, None, self._timeout)
 
 
 class Client:
@@ -144,11 +147,15 @@ class Client:
         token: str | None = None,
         renew: Callable[[], str] | None = None,
         timeout: float | None = None,
+        call_timeout: float = CALL_TIMEOUT,
         _wire: _Wire | None = None,
     ) -> None:
-        """*renew* gives a token when there is none, or when the daemon refuses the one that there is."""
+        """*renew* gives a token when there is none, or when the daemon refuses the one that there is.
+
+        *timeout* is how many seconds tasks are waited for, *call_timeout* how many for each answer of the daemon.
+        """
         self.endpoint = endpoint
-        self._wire = _wire or _Wire(endpoint, token, renew)
+        self._wire = _wire or _Wire(endpoint, token, renew, call_timeout)
         self._own_session = False
         self.follower = Follower(lambda: self.tasks)
         self.follower.timeout = timeout
@@ -165,6 +172,7 @@ class Client:
         ca_file: str | None = None,
         run_dir: str | None = None,
         timeout: float | None = None,
+        call_timeout: float = CALL_TIMEOUT,
     ) -> Self:
         """A client of the daemon on this machine, or on *host*.
 
@@ -174,9 +182,10 @@ class Client:
         """
         endpoint = discovery.find(host, port, ca_file=ca_file, run_dir=run_dir)
         if token is not None:
-            return cls(endpoint, token=token, timeout=timeout)
+            return cls(endpoint, token=token, timeout=timeout, call_timeout=call_timeout)
         if username is not None:
-            client = cls(endpoint, token=log_in(endpoint, username, password or "").token, timeout=timeout)
+            session = log_in(endpoint, username, password or "")
+            client = cls(endpoint, token=session.token, timeout=timeout, call_timeout=call_timeout)
             client._own_session = True
             return client
         found = discovery.read_root_token(endpoint)
@@ -186,7 +195,7 @@ class Client:
             found = TokenCache().get(endpoint.key)
         if found is None:
             raise NotAuthenticated(text=f"Log in to {endpoint.key} first, with `mcvirt login` or a user name.")
-        return cls(endpoint, token=found, timeout=timeout)
+        return cls(endpoint, token=found, timeout=timeout, call_timeout=call_timeout)
 
     @property
     def token(self) -> str | None:

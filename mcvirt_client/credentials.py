@@ -1,6 +1,7 @@
 """The cache of session tokens: one file of its user, that nobody else may read."""
 
-# ruff: noqa: PTH - importing pathlib costs several milliseconds at every start of the mcvirt command
+# Importing pathlib would cost several milliseconds at every start of the mcvirt command.
+# ruff: noqa: PTH105, PTH108, PTH111, PTH118
 from __future__ import annotations
 
 import os

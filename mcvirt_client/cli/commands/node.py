@@ -1,0 +1,48 @@
+"""node."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from mcvirt_client.cli.parser import Command, Parser
+
+if TYPE_CHECKING:
+    from mcvirt_client.cli.context import Context
+
+
+def _interval(text: str) -> int:
+    from mcvirt.units import parse_duration
+
+    return parse_duration(text, what="--set-autostart-interval")
+
+
+def _arguments(parser: Parser) -> None:
+    one = parser.add_mutually_exclusive_group(required=True)
+    one.add_argument(
+        "--set-autostart-interval",
+        type=_interval,
+        metavar="SECONDS",
+        help="how often stopped virtual machines with --autostart-on-poll are started; 0 = never",
+    )
+    one.add_argument("--get-autostart-interval", action="store_true", help="print how often that is")
+
+
+def _node(context: Context) -> None:
+    seconds = context.args.set_autostart_interval
+    if seconds is not None:
+        context.client.nodes.set_autostart_interval(seconds)
+        context.done(f"Successfully set the autostart interval to {seconds}", {"autostart_interval": seconds})
+        return
+    settings = context.client.nodes.settings()
+    context.out.value(settings, lambda: f"{settings.autostart_interval}\n")
+
+
+COMMANDS = {
+    "node": Command(
+        "Show and change the settings of the nodes",
+        _node,
+        _arguments,
+        description="`mcvirt info` shows the nodes themselves.",
+        examples=("mcvirt node --get-autostart-interval", "mcvirt node --set-autostart-interval 60"),
+    )
+}

@@ -1,0 +1,118 @@
+"""What one command gets: its arguments, a client, and somewhere to print."""
+
+from __future__ import annotations
+
+import sys
+from typing import TYPE_CHECKING, Any
+
+from mcvirt_client.cli.report import EXIT_INTERRUPTED, Declined
+
+if TYPE_CHECKING:
+    import argparse
+    from collections.abc import Callable
+
+    from mcvirt_client.cli.output import Output
+    from mcvirt_client.client import Client
+    from mcvirt_client.tasks import Detached
+
+
+Key = tuple[str | None, str | None, str | None]
+
+
+class Session:
+    """The clients of this process, so that the lines of an interactive shell share their login."""
+
+    def __init__(self, connect: Callable[[argparse.Namespace, Output], Client] | None = None) -> None:
+        """*connect* makes a client for global flags; mcvirt_client.cli.login does if it is None."""
+        self._clients: dict[Key, Client] = {}
+        self._connect = connect
+
+    def client(self, args: argparse.Namespace, out: Output) -> Client:
+        """The client for what the global flags name."""
+        key = (args.host, args.ca_file, args.username)
+        if key not in self._clients:
+            if self._connect is None:
+                from mcvirt_client.cli.login import connect
+
+                self._connect = connect
+            self._clients[key] = self._connect(args, out)
+        return self._clients[key]
+
+    def forget(self, args: argparse.Namespace) -> None:
+        """Close the client for what the global flags name."""
+        client = self._clients.pop((args.host, args.ca_file, args.username), None)
+        if client is not None:
+            client.close()
+
+    def close(self) -> None:
+        """Close all clients."""
+        clients, self._clients = self._clients, {}
+        for client in clients.values():
+            client.close()
+
+
+class Context:
+    """One command at work."""
+
+    def __init__(self, args: argparse.Namespace, out: Output, session: Session) -> None:
+        self.args = args
+        self.out = out
+        self.session = session
+
+    @property
+    def client(self) -> Client:
+        """The client for this command; tasks are followed as its flags say."""
+        client = self.session.client(self.args, self.out)
+        follower = client.follower
+        follower.wait = not self.args.no_wait
+        follower.timeout = self.args.timeout
+        from mcvirt_client.cli.progress import Bars, choose_on_interrupt
+
+        follower.progress = None if self.args.quiet else Bars(self.out)
+        follower.interrupted = lambda task: choose_on_interrupt(client, task, self.out)
+        return client
+
+    def done(self, sentence: str, value: Any) -> None:
+        """Say that something is done; with --json print *value* instead."""
+        if self.out.json:
+            self.out.value(value, str)
+        elif sentence:
+            self.out.say(sentence)
+
+    def ask(self, question: str) -> bool:
+        """Whether somebody at a terminal answers yes; anything else is no."""
+        self.out.stderr.write(question + " [y/N] ")
+        self.out.stderr.flush()
+        return sys.stdin.readline().strip().lower() in ("y", "yes")
+
+    @property
+    def interactive(self) -> bool:
+        """Whether there is somebody to ask."""
+        return sys.stdin is not None and sys.stdin.isatty() and self.out.stderr.isatty()
+
+    def confirm(self, question: str) -> None:
+        """Return if the answer is yes, or where there is nobody to ask; raise Declined otherwise."""
+        if self.args.yes or not self.interactive:
+            return
+        if not self.ask(question):
+            raise Declined
+
+    def detached(self, detached: Detached) -> int:
+        """Say which task goes on without anybody waiting for it; returns the exit status."""
+        task = detached.ref.task
+        if detached.asked:
+            self.out.value(detached.ref, lambda: task + "\n")
+            return 0
+        self.out.warn(
+            f"Task {task} goes on. `mcvirt task watch {task}` waits for it, `mcvirt task cancel {task}` ends it."
+        )
+        return EXIT_INTERRUPTED
+
+    def ask_about_failed_nodes(self) -> None:
+        """Warn who uses --ignore-failed-nodes, and raise Declined if they think better of it."""
+        args = self.args
+        if not args.ignore_failed_nodes or args.accept_failed_nodes_warning or args.yes:
+            return
+        self.out.warn("Warning: what is changed while a node is away can contradict what happens on that node.")
+        if self.interactive and not self.ask("Go on without the nodes that can't be reached?"):
+            raise Declined

@@ -1,0 +1,115 @@
+"""The mcvirt command."""
+
+from __future__ import annotations
+
+import gc
+import os
+import sys
+
+# What not every command needs is imported late: the start of this program is most of what `mcvirt list` takes.
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from mcvirt_client.cli.context import Session
+
+HELP = frozenset({"--help", "-h"})
+
+
+def main() -> None:
+    """Run the command that the words of this process name, and end the process with its exit status."""
+    gc.disable()  # one short command makes no cycles worth looking for; the shell turns it on again
+    if "_ARGCOMPLETE" in os.environ:
+        from mcvirt_client.cli.completion import answer
+
+        status = answer()
+    else:
+        for stream in (sys.stdout, sys.stderr):
+            if stream is not None:
+                stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
+        status = run(sys.argv[1:])
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except (OSError, ValueError):
+            pass
+    # Sockets and files are the kernel's to close; taking the interpreter apart would only take time.
+    os._exit(status)
+
+
+def run(argv: list[str], session: Session | None = None) -> int:
+    """The exit status of `mcvirt` with these words."""
+    from mcvirt_client.cli.report import guarded
+
+    return guarded(lambda: _run(argv, session))
+
+
+def _run(argv: list[str], session: Session | None) -> int | None:
+    from mcvirt_client.cli.context import Session
+
+    session = session or Session()
+    try:
+        return dispatch(argv, session)
+    finally:
+        session.close()
+
+
+def dispatch(argv: list[str], session: Session) -> int | None:
+    """Run one command, or the shell if none is named; raises what goes wrong."""
+    from mcvirt_client.cli.catalog import next_word
+
+    index = next_word(argv)
+    if index < 0:
+        if HELP & set(argv):
+            return _print_overview()
+        if "--version" in argv:
+            return _print_version()
+        from mcvirt_client.cli.shell import shell
+
+        return shell(argv, session)
+    if argv[index] == "help":
+        argv = [*argv[index + 1 :], "--help"]
+        if len(argv) == 1:
+            return _print_overview()
+    from mcvirt_client.cli import parser
+    from mcvirt_client.cli.report import UsageError
+
+    path, command, rest = parser.resolve(argv)
+    if isinstance(command, parser.Group):
+        if HELP & set(rest):
+            sys.stdout.write(parser.group_help(path, command))
+            return 0
+        raise UsageError(f"'mcvirt {path}' needs a command: {', '.join(command.commands)}.", "")
+    return _run_command(path, command, rest, session)
+
+
+def _run_command(path: str, command: object, rest: list[str], session: Session) -> int | None:
+    from mcvirt_client.cli import parser
+    from mcvirt_client.cli.context import Context
+    from mcvirt_client.cli.output import Output
+
+    assert isinstance(command, parser.Command)
+    args = parser.build(path, command).parse_args(rest)
+    context = Context(args, Output(json=args.json, quiet=args.quiet), session)
+    context.ask_about_failed_nodes()
+    try:
+        return command.run(context)
+    except Exception as error:
+        # Looked at only now, because the module is imported by nearly every command anyway by the time it fails.
+        from mcvirt_client.tasks import Detached
+
+        if not isinstance(error, Detached):
+            raise
+        return context.detached(error)
+
+
+def _print_overview() -> int:
+    from mcvirt_client.cli.parser import overview
+
+    sys.stdout.write(overview())
+    return 0
+
+
+def _print_version() -> int:
+    from mcvirt import __version__
+
+    sys.stdout.write(f"mcvirt {__version__}\n")
+    return 0

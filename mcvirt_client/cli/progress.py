@@ -1,0 +1,123 @@
+"""Tasks as people see them: a bar on a terminal, a line a step otherwise, and what Ctrl-C means."""
+
+from __future__ import annotations
+
+import os
+import sys
+from typing import TYPE_CHECKING
+
+from mcvirt.types.task import ENDED, TaskRef
+from mcvirt.units import format_size
+from mcvirt_client.cli.output import cells, clean, terminal_width
+from mcvirt_client.tasks import Detached
+
+if TYPE_CHECKING:
+    from mcvirt.types.task import StepInfo, TaskInfo
+    from mcvirt_client.cli.output import Output
+    from mcvirt_client.client import Client
+
+BAR = 20
+
+
+class Bars:
+    """Shows the news of one task after another."""
+
+    def __init__(self, out: Output) -> None:
+        self._out = out
+        self._terminal = out.stderr.isatty()
+        self._told: dict[str, int] = {}
+        self._shown = False
+
+    def __call__(self, info: TaskInfo) -> None:
+        if self._terminal:
+            self._draw(info)
+        else:
+            self._tell(info)
+
+    def _draw(self, info: TaskInfo) -> None:
+        write = self._out.stderr.write
+        if self._shown:
+            write("\r\x1b[K")
+            self._shown = False
+        if info.state not in ENDED:
+            step = _current(info)
+            if step is not None:
+                room = (terminal_width(self._out.stderr, os.environ) or 80) - 1
+                write(_cut(f"{info.target}: {describe(step)}" if info.target else describe(step), room))
+                self._shown = True
+        self._out.stderr.flush()
+
+    def _tell(self, info: TaskInfo) -> None:
+        told = self._told.get(info.id, 0)
+        finished = [step for step in info.steps if step.finished]
+        for step in finished[told:]:
+            self._out.stderr.write(clean(f"{step.name} ... done") + "\n")
+        self._told[info.id] = max(told, len(finished))
+        self._out.stderr.flush()
+
+    def amount(self, what: str, done: int, total: int) -> None:
+        """Show work that is no task: *done* of *total* bytes."""
+        if not self._terminal:
+            if done >= total:
+                self._out.stderr.write(clean(f"{what} ... done") + "\n")
+            return
+        if done >= total:
+            self._out.stderr.write("\r\x1b[K")
+        else:
+            room = (terminal_width(self._out.stderr, os.environ) or 80) - 1
+            self._out.stderr.write("\r\x1b[K" + _cut(f"{what} {bar(done, total)} {_of(done, total, 'B')}", room))
+        self._out.stderr.flush()
+
+
+def describe(step: StepInfo) -> str:
+    """A step in a line, with its bar where amounts are known."""
+    if step.total:
+        return f"{step.name} {bar(step.done, step.total)} {_of(step.done, step.total, step.unit)}"
+    if step.done:
+        return f"{step.name} {format_size(step.done) if step.unit == 'B' else f'{step.done} {step.unit}'}".rstrip()
+    return f"{step.name} ..."
+
+
+def bar(done: int, total: int) -> str:
+    """How much of *total* is done, as a picture and in percent."""
+    part = min(1.0, max(0.0, done / total)) if total else 1.0
+    filled = int(part * BAR)
+    return f"[{'#' * filled}{'.' * (BAR - filled)}] {int(part * 100):3d}%"
+
+
+def _of(done: int, total: int, unit: str) -> str:
+    if unit == "B":
+        return f"{format_size(done)} of {format_size(total)}"
+    return "" if unit == "%" else f"{done} of {total} {unit}".rstrip()
+
+
+def _current(info: TaskInfo) -> StepInfo | None:
+    for step in reversed(info.steps):
+        if not step.finished:
+            return step
+    return info.steps[-1] if info.steps else None
+
+
+def _cut(text: str, room: int) -> str:
+    text = clean(text)
+    while text and cells(text) > room:
+        text = text[:-1]
+    return text
+
+
+def choose_on_interrupt(client: Client, task: str, out: Output) -> None:
+    """Ctrl-C while a task is followed: cancel it and wait on, or raise Detached."""
+    if sys.stdin is not None and sys.stdin.isatty() and out.stderr.isatty():
+        out.stderr.write(f"\r\x1b[KTask {task} is at work: [d]etach and let it go on, [c]ancel it, or [w]ait on? ")
+        out.stderr.flush()
+        try:
+            answer = sys.stdin.readline().strip().lower()
+        except KeyboardInterrupt:
+            answer = "d"
+        if answer in ("c", "cancel"):
+            out.say(f"Cancelling task {task}; what it has begun is undone.")
+            client.tasks.cancel(task)
+            return
+        if answer in ("w", "wait"):
+            return
+    raise Detached(TaskRef(task), asked=False)
