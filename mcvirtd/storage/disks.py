@@ -284,4 +284,3 @@ def _takes_direct(path: str) -> bool:
     except OSError as error:
         return error.errno != errno.EINVAL
     return True
-
