@@ -8,7 +8,6 @@ import shutil
 import socket
 import subprocess
 import threading
-import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -33,12 +32,16 @@ class Machine:
     """A QEMU with its serial port and QMP."""
 
     def __init__(self, directory: Path, machine: str, *arguments: str) -> None:
-        control = directory / "qmp"
+        # QEMU connects to us: the other way round nobody tells when it listens.
+        listener = socket.socket(socket.AF_UNIX)
+        listener.bind(str(directory / "qmp"))
+        listener.listen()
+        listener.settimeout(SOON)
         self.process = subprocess.Popen(
             [
                 *("qemu-system-x86_64", "-accel", "tcg", "-machine", machine, "-cpu", guest.CPU_MODEL),
                 *("-m", str(guest.MEMORY_MIB), "-nodefaults", "-display", "none", "-serial", "stdio"),
-                *("-qmp", f"unix:{control},server=on,wait=on", *arguments),
+                *("-qmp", f"unix:{directory / 'qmp'}", *arguments),
             ],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
@@ -46,22 +49,11 @@ class Machine:
         self._said = ""
         self._changed = threading.Condition()
         threading.Thread(target=self._listen, daemon=True).start()
-        self._qmp = self._connect(control)
+        with listener:
+            self._qmp = listener.accept()[0]
         self._answers = self._qmp.makefile("r")
         self._answers.readline()
         self.qmp("qmp_capabilities")
-
-    def _connect(self, control: Path) -> socket.socket:
-        # QEMU waits for us, but tells nobody that it listens.
-        deadline = time.monotonic() + SOON
-        while True:
-            with contextlib.suppress(FileNotFoundError, ConnectionRefusedError):
-                connection = socket.socket(socket.AF_UNIX)
-                connection.connect(str(control))
-                return connection
-            assert self.process.poll() is None, "QEMU did not start"
-            assert time.monotonic() < deadline, "QEMU does not listen"
-            time.sleep(0.02)
 
     def _listen(self) -> None:
         assert self.process.stdout
