@@ -23,7 +23,7 @@ MOST_LISTED = 10_000
 class Audit:
     """Kept in the state file for *keep_days*, and sent to the log."""
 
-    def __init__(self, store: Store, node: str, *, keep_days: int = 365) -> None:
+    def __init__(self, store: Store, node: str, *, keep_days: float = 365) -> None:
         self._store = store
         self._node = node
         self._keep = keep_days * 86400.0
@@ -38,9 +38,9 @@ class Audit:
             address=caller.address,
             node=self._node,
             operation=operation,
-            target=target[:200],
+            target=_line(target)[:200],
             result="ok" if error is None else type(error).__name__,
-            detail="" if error is None else str(error)[:500],
+            detail="" if error is None else _line(str(error))[:500],
             reference=reference,
         )
         log.info(
@@ -53,6 +53,8 @@ class Audit:
             )
         except McvirtError as problem:
             log.error("the audit trail can't be written: %s", problem)
+        except Exception:  # what it is a record of is over and done, and its answer must go out
+            log.exception("the audit trail can't be written")
 
     def entries(self, limit: int, user: str | None, target: str | None) -> Sequence[AuditEntry]:
         """The newest *limit* entries, the oldest of them first."""
@@ -67,3 +69,8 @@ class Audit:
         """Forget what is older than it is kept, and what is more than fits."""
         self._store.execute("DELETE FROM audit WHERE time < ?", (time.time() - self._keep,))
         self._store.execute("DELETE FROM audit WHERE id <= (SELECT max(id) FROM audit) - ?", (MOST_ENTRIES,))
+
+
+def _line(text: str) -> str:
+    # Names come from the wire: one with a line feed would write lines of its own into the log.
+    return "".join(char if char.isprintable() else "?" for char in text)

@@ -7,20 +7,22 @@ is exchanged and subscribers are told. Nobody sees half a change, and after a cr
 
 from __future__ import annotations
 
+import logging
 import sqlite3
 import threading
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, TypeVar
 
 import msgspec
 
-from mcvirt.errors import Conflict, StateNotWritable, StateRefused
-from mcvirtd.state import schema
+from mcvirt.errors import Conflict, StateNotWritable
+from mcvirtd.state import file, schema
 from mcvirtd.state.records import RECORDS, Record
 
+log = logging.getLogger(__name__)
 R = TypeVar("R", bound=Record)
 _encode = msgspec.json.Encoder().encode
 _decoders = {kind: msgspec.json.Decoder(cls) for kind, cls in RECORDS.items()}
@@ -79,65 +81,22 @@ class Change:
 class Store:
     """The state file at *path*. Thread-safe. StateRefused: the file can't be used, and was left alone."""
 
-    def __init__(self, path: Path, *, upgrades: Any = schema.UPGRADES) -> None:
+    def __init__(self, path: Path, *, upgrades: Sequence[schema.Upgrade] = schema.UPGRADES) -> None:
         self.path = path
         self._lock = threading.RLock()
+        self._changing = False
         self._subscribers: list[Callable[[Change], None]] = []
         self._records: dict[str, dict[str, Record]] = {kind: {} for kind in RECORDS}
         self._revision = 0
-        self._db = self._open(upgrades)
-        self._load()
-
-    def _open(self, upgrades: Any) -> sqlite3.Connection:
+        self._db = file.open_state(path, upgrades)
         try:
-            if self.path.exists():
-                self._inspect(len(upgrades))
-            else:
-                self.path.touch(mode=0o600)
-            db = sqlite3.connect(self.path, isolation_level=None, check_same_thread=False, timeout=5)
-            # One process owns the file: in exclusive mode a second mcvirtd can't open it.
-            db.execute("PRAGMA locking_mode = EXCLUSIVE")
-            db.execute("PRAGMA journal_mode = WAL")
-            db.execute("PRAGMA synchronous = FULL")
-            db.execute("PRAGMA foreign_keys = ON")
-            schema.upgrade(db, upgrades)
-        except (sqlite3.Error, OSError) as error:
-            raise self._refused(error) from None
-        self.path.chmod(0o600)
-        return db
-
-    def _inspect(self, newest: int) -> None:
-        """Look at an existing file without writing to it."""
-        wal = self.path.with_name(self.path.name + "-wal")
-        with self.path.open("rb") as file:
-            head = file.read(16)
-        if not head and not wal.exists():
-            return  # the daemon died between making the file and writing to it
-        if head and head != b"SQLite format 3\0":
-            raise self._refused("it is not a state file.")
-        db = sqlite3.connect(self.path, isolation_level=None, timeout=5)
-        try:
-            (version,) = db.execute("PRAGMA user_version").fetchone()
-            if version > newest:
-                raise StateRefused(
-                    path=str(self.path),
-                    reason=f"it was written by a newer mcvirtd (version {version}, this one knows {newest}).",
-                    hint="Install that version of mcvirt again, or restore a backup.",
-                )
-            result = db.execute("PRAGMA quick_check(1)").fetchone()
-            if result != ("ok",):
-                raise self._refused("it is damaged.")
-        finally:
-            db.close()
-
-    def _refused(self, reason: object) -> StateRefused:
-        text = str(reason)
-        if "locked" in text:
-            return StateRefused(path=str(self.path), reason="another mcvirtd is using it.", hint="Stop that one first.")
-        text = text if text.endswith(".") else text + "."
-        return StateRefused(
-            path=str(self.path), reason=text, hint="Restore it from a backup, or move it away to start with nothing."
-        )
+            self._load()
+        except (sqlite3.Error, TypeError, ValueError) as error:
+            self._db.close()
+            raise file.refused(path, error) from None
+        except BaseException:
+            self._db.close()
+            raise
 
     def _load(self) -> None:
         for kind, key, revision, data in self._db.execute("SELECT kind, key, revision, data FROM record"):
@@ -148,8 +107,9 @@ class Store:
                 record = decoder.decode(data)
                 if record.key != key:
                     raise msgspec.ValidationError("its key is another one")
-            except (msgspec.ValidationError, msgspec.DecodeError) as error:
-                raise self._refused(f"the {kind} '{key}' (revision {revision}) in it can't be read: {error}") from None
+            except (msgspec.MsgspecError, TypeError) as error:
+                reason = f"the {kind} '{key}' (revision {revision}) in it can't be read: {error}"
+                raise file.damaged(self.path, reason) from None
             self._records[kind][key] = record
         (revision,) = self._db.execute("SELECT value FROM meta WHERE name = 'revision'").fetchone()
         self._revision = int(revision)
@@ -169,7 +129,10 @@ class Store:
         return MappingProxyType(self._records[cls.kind])  # type: ignore[arg-type]
 
     def subscribe(self, callback: Callable[[Change], None]) -> None:
-        """Call *callback* with every committed change, in order, in the thread that made it."""
+        """Call *callback* with every committed change, in order, in the thread that made it.
+
+        It must be quick, and can't make a change itself.
+        """
         self._subscribers.append(callback)
 
     @contextmanager
@@ -180,16 +143,30 @@ class Store:
         in it but read and put. Raises StateNotWritable when the file can't take it; then nothing has changed.
         """
         with self._lock:
-            change = Change(self)
-            yield change
-            self._commit(change)
+            if self._changing:
+                # It would be stored although the change around it may yet fail.
+                raise RuntimeError("a change within a change")
+            self._changing = True
+            try:
+                change = Change(self)
+                yield change
+                self._commit(change)
+            finally:
+                self._changing = False
 
     def _commit(self, change: Change) -> None:
         if not (change.puts or change.deletes or change.statements):
             return
         revision = self._revision + (1 if change.puts or change.deletes else 0)
         try:
-            self._db.execute("BEGIN IMMEDIATE")
+            self._write(change, revision)
+        except sqlite3.Error as error:
+            raise StateNotWritable(path=str(self.path), reason=f"{error}.") from None
+        self._exchange(change, revision)
+
+    def _write(self, change: Change, revision: int) -> None:
+        self._db.execute("BEGIN IMMEDIATE")
+        try:
             for (kind, key), record in change.puts.items():
                 self._db.execute("REPLACE INTO record VALUES (?, ?, ?, ?)", (kind, key, revision, _encode(record)))
             for kind, key in change.deletes:
@@ -199,27 +176,28 @@ class Store:
             if revision != self._revision:
                 self._db.execute("UPDATE meta SET value = ? WHERE name = 'revision'", (str(revision),))
             self._db.execute("COMMIT")
-        except sqlite3.Error as error:
-            if self._db.in_transaction:
+        except BaseException:
+            # After some errors SQLite has rolled back already, and says that there is nothing to.
+            with suppress(sqlite3.Error):
                 self._db.execute("ROLLBACK")
-            raise StateNotWritable(path=str(self.path), reason=f"{error}.") from None
-        self._exchange(change, revision)
+            raise
 
     def _exchange(self, change: Change, revision: int) -> None:
-        # Readers hold no lock: each kind's dictionary is exchanged whole, never changed in place.
-        kinds = {kind for kind, _ in change.puts} | {kind for kind, _ in change.deletes}
-        for kind in kinds:
-            records = dict(self._records[kind])
-            for (put_kind, key), record in change.puts.items():
-                if put_kind == kind:
-                    records[key] = record
-            for delete_kind, key in change.deletes:
-                if delete_kind == kind:
-                    records.pop(key, None)
-            self._records[kind] = records
+        # Readers hold no lock: the dictionaries are never changed in place, and all kinds are exchanged at once.
+        everything = dict(self._records)
+        for kind in {kind for kind, _ in (*change.puts, *change.deletes)}:
+            everything[kind] = dict(everything[kind])
+        for (kind, key), record in change.puts.items():
+            everything[kind][key] = record
+        for kind, key in change.deletes:
+            everything[kind].pop(key, None)
+        self._records = everything
         self._revision = revision
         for callback in self._subscribers:
-            callback(change)
+            try:
+                callback(change)
+            except Exception:  # the change is made: who made it must not take it for failed, and undo things
+                log.exception("a subscriber of the state failed")
 
     def execute(self, statement: str, arguments: tuple[Any, ...] = ()) -> None:
         """Run one statement on the tables that are not records, durably."""
