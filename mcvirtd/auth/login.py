@@ -5,7 +5,7 @@ from __future__ import annotations
 import hmac
 import ipaddress
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any
 
 from mcvirt.errors import BadArgument, LoginFailed, McvirtError, NotAuthenticated, SessionRefused
@@ -20,7 +20,11 @@ log = logging.getLogger(__name__)
 
 
 class Login:
-    """The daemon's door. *clock* gives seconds since 1970."""
+    """The daemon's door. *clock* gives seconds since 1970.
+
+    root's token is taken from loopback addresses only, and from *own_addresses*: where the daemon listens itself, if
+    that is not a loopback address.
+    """
 
     def __init__(
         self,
@@ -31,6 +35,7 @@ class Login:
         throttle: LoginThrottle,
         root_token: str,
         clock: Callable[[], float],
+        own_addresses: Collection[str] = (),
     ) -> None:
         if len(root_token) < 32:
             raise ValueError("root's token is too short to be a secret")
@@ -40,6 +45,7 @@ class Login:
         self._throttle = throttle
         self._root_token = _octets(root_token)
         self._clock = clock
+        self._own_addresses = frozenset(own_addresses)
 
     def authenticate(self, data: dict[str, Any], address: str) -> Caller:
         """Who a new connection from *address* belongs to, by what it said in the handshake.
@@ -52,7 +58,7 @@ class Login:
         if not isinstance(token, str) or len(data) > 1:
             raise BadArgument(what="credentials", why="they are a map with a token, or empty for a login.")
         if hmac.compare_digest(_octets(token), self._root_token):
-            if not _is_loopback(address):
+            if not (_is_loopback(address) or address in self._own_addresses):
                 log.warning("root's token was used from %s, and refused", address)
                 raise NotAuthenticated(
                     text="root's token is only taken on the node itself. Log in as a user from anywhere else."

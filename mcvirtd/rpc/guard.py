@@ -13,7 +13,15 @@ from typing import Any, Protocol
 
 import msgspec
 
-from mcvirt.errors import BadArgument, InternalError, McvirtError, NotAuthenticated, NotPermitted
+from mcvirt.errors import (
+    BadArgument,
+    InternalError,
+    LoginsBusy,
+    LoginSlowedDown,
+    McvirtError,
+    NotAuthenticated,
+    NotPermitted,
+)
 from mcvirt.permissions import Access
 from mcvirt.rpc.codec import Reply
 from mcvirt.rpc.contract import Operation, Vm, VmOfDisk
@@ -21,6 +29,7 @@ from mcvirtd.auth.audit import Audit
 from mcvirtd.auth.caller import Caller, called_by
 from mcvirtd.auth.rights import Rights
 from mcvirtd.tasks.engine import Tasks
+from mcvirtd.tasks.task import Task, working_for
 
 log = logging.getLogger(__name__)
 _encode = msgspec.json.Encoder().encode
@@ -70,7 +79,11 @@ class Published:
         if args:
             if len(args) > len(self.names):
                 raise BadArgument(what=self.label, why=f"it takes {len(self.names)} arguments, not {len(args)}.")
-            kwargs = {**dict(zip(self.names, args, strict=False)), **kwargs}
+            given = dict(zip(self.names, args, strict=False))
+            twice = [name for name in given if name in kwargs]
+            if twice:
+                raise BadArgument(what=self.label, why=f"{twice[0]} is given twice.")
+            kwargs = {**given, **kwargs}
         if not kwargs and not self.names:
             return {}
         try:
@@ -82,7 +95,8 @@ class Published:
     def target(self, arguments: dict[str, Any]) -> str:
         """What the call is about, in a word."""
         value = arguments.get(self.subject) if self.subject else None
-        return str(getattr(value, "name", value)) if value is not None else ""
+        text = str(getattr(value, "name", value))[:200] if value is not None else ""
+        return "".join(char if char.isprintable() else "?" for char in text)
 
 
 class Guard:
@@ -115,6 +129,13 @@ class Guard:
         reference = ""
         try:
             self._identify(published, caller)
+        except McvirtError as error:
+            # Not into the audit trail: strangers could fill it, and it knows no one who could be named there.
+            log.info("%s from %s refused: %s", published.label, caller.address, type(error).__name__)
+            return _answer(error)
+        except Exception:
+            return self._hide(published, caller, target, secrets.token_hex(4))
+        try:
             arguments = published.read(args, kwargs)
             if published.plain:
                 with called_by(caller):
@@ -128,7 +149,7 @@ class Guard:
             log.debug("%s %s by %s begins [%s]", published.label, target, caller.user, reference)
             if published.remote.task:
                 return self._start(published, caller, arguments, target)
-            with called_by(caller):
+            with called_by(caller), working_for(Task(published.label, target, caller.user, self._node)):
                 value = published.method(**arguments)
             reply = Reply(ok=msgspec.Raw(_encode(value)))
         except McvirtError as error:
@@ -169,7 +190,7 @@ class Guard:
             with called_by(caller):
                 return _encode(published.method(**arguments))
 
-        def ended(error: McvirtError | None) -> None:
+        def ended(task: Task, error: McvirtError | None) -> None:
             self._audit.record(caller, published.label, target, error, task.id)
 
         task = self._tasks.start(published.label, target, caller.user, work, ended)
@@ -177,16 +198,22 @@ class Guard:
 
     def _refuse(self, published: Published, caller: Caller, target: str, error: McvirtError, reference: str) -> Reply:
         denied = isinstance(error, NotPermitted | NotAuthenticated)
-        if denied or (not published.remote.reads and reference):
+        # Slowed down, nothing was tried; and whoever is slowed down could fill the trail with it.
+        slowed = isinstance(error, LoginSlowedDown | LoginsBusy)
+        if not slowed and (denied or (not published.remote.reads and reference)):
             self._audit.record(caller, published.label, target, error, reference)
-        return Reply(error=error.to_wire())
+        return _answer(error)
 
     def _hide(self, published: Published, caller: Caller, target: str, reference: str) -> Reply:
         log.exception("%s %s by %s failed [%s]", published.label, target, caller.user, reference)
         error = InternalError(node=self._node, reference=reference)
         if not published.remote.reads:
             self._audit.record(caller, published.label, target, error, reference)
-        return Reply(error=error.to_wire())
+        return _answer(error)
+
+
+def _answer(error: McvirtError) -> Reply:
+    return Reply(error=msgspec.to_builtins(error.to_wire(), enc_hook=str))
 
 
 def _plain(text: str) -> str:

@@ -207,7 +207,10 @@ class Store:
     def query(self, statement: str, arguments: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
         """The rows of a SELECT on the tables that are not records."""
         with self._lock:
-            return self._db.execute(statement, arguments).fetchall()
+            try:
+                return self._db.execute(statement, arguments).fetchall()
+            except sqlite3.Error as error:
+                raise file.refused(self.path, error) from None
 
     def close(self) -> None:
         """Write everything into the one file and close it."""

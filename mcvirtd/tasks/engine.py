@@ -7,36 +7,51 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from datetime import UTC, datetime
 
 import msgspec
 
-from mcvirt.errors import Conflict, Failed, InternalError, McvirtError, NotFound, TaskCancelled, UndoIncomplete
+from mcvirt.errors import (
+    Conflict,
+    Failed,
+    InternalError,
+    McvirtError,
+    NodeUnreachable,
+    NotFound,
+    TaskCancelled,
+    UndoIncomplete,
+)
 from mcvirt.types.task import ENDED, TaskInfo, TaskNews, TaskState
+from mcvirtd.auth.caller import SYSTEM
 from mcvirtd.state.store import Store
 from mcvirtd.tasks.task import Task, working_for
 from mcvirtd.tasks.transaction import Journal
 
 log = logging.getLogger(__name__)
-_encode = msgspec.json.Encoder().encode
+# An error may carry what JSON has no form for; that must not keep its task from ending.
+_encode = msgspec.json.Encoder(enc_hook=str).encode
 _decode = msgspec.json.Decoder(TaskNews).decode
 
 MOST_AT_ONCE = 64
 LONGEST_WAIT = 30.0
+SETTLING = "settle"
 INTERRUPTED = "mcvirtd stopped while it was at work"
 
 
 class Tasks:
     """All tasks of this node: those at work in memory, all of them in the state file."""
 
-    def __init__(self, store: Store, journal: Journal, node: str, *, keep_days: int = 30) -> None:
+    def __init__(self, store: Store, journal: Journal, node: str, *, keep_days: float = 30) -> None:
         self._store = store
         self._journal = journal
         self._node = node
         self._keep = keep_days * 86400.0
         self._lock = threading.Lock()
         self._settling = threading.Lock()
+        # At work, or over and not yet in the state file.
         self._active: dict[str, Task] = {}
+        self._closed = False
         self._pool = ThreadPoolExecutor(MOST_AT_ONCE, thread_name_prefix="task")
 
     def start(
@@ -45,24 +60,31 @@ class Tasks:
         target: str,
         user: str,
         work: Callable[[], bytes],
-        ended: Callable[[McvirtError | None], None],
+        ended: Callable[[Task, McvirtError | None], None],
     ) -> Task:
         """Run *work* as a task, after writing down that it begins.
 
-        *work* returns the result in wire form. *ended* is called with the error, or None, once it is over. An
-        exception that is not ours is logged, and becomes an InternalError that refers to the log.
+        *work* returns the result in wire form. *ended* is called with the task and its error, or None, once the work
+        is over and before anybody else is told. An exception that is not ours is logged, and becomes an InternalError
+        that refers to the log.
         """
         task = Task(operation, target, user, self._node)
-        news = task.news(-1, 0)
-        self._store.execute(
-            "INSERT INTO task VALUES (?, ?, ?, ?)", (task.id, task.state.value, time.time(), _encode(news))
-        )
         with self._lock:
+            if self._closed:
+                raise NodeUnreachable(node=self._node, reason="mcvirtd is stopping.")
             self._active[task.id] = task
-        self._pool.submit(self._run, task, work, ended)
+        try:
+            self._store.execute(
+                "INSERT INTO task VALUES (?, ?, ?, ?)",
+                (task.id, task.state.value, time.time(), _encode(task.news(-1, 0))),
+            )
+            self._pool.submit(self._run, task, work, ended)
+        except BaseException:
+            self._forget(task)
+            raise
         return task
 
-    def _run(self, task: Task, work: Callable[[], bytes], ended: Callable[[McvirtError | None], None]) -> None:
+    def _run(self, task: Task, work: Callable[[], bytes], ended: Callable[[Task, McvirtError | None], None]) -> None:
         error: McvirtError | None = None
         result = b"null"
         with working_for(task):
@@ -71,24 +93,47 @@ class Tasks:
                 result = work()
             except McvirtError as raised:
                 error = raised
-            except Exception:
+            except BaseException:
                 log.exception("task %s (%s of %s) failed", task.id, task.operation, task.target)
                 error = InternalError(node=self._node, reference=task.id)
-        if error is None:
-            task.finish(TaskState.DONE, result=result)
-        else:
-            remains = str(error.fields.get("remains", "")) if isinstance(error, UndoIncomplete) else ""
-            state = TaskState.CANCELLED if isinstance(error, TaskCancelled) else TaskState.FAILED
-            task.finish(TaskState.STUCK if remains else state, error=error.to_wire(), remains=remains)
+        conclusion = self._conclude(task, error, result)
         try:
-            self._save(task.news(-1, 0))
-            ended(error)
+            ended(task, error)
+        except Exception:
+            log.exception("what follows task %s failed", task.id)
+        self._announce(task, conclusion)
+
+    def _conclude(self, task: Task, error: McvirtError | None, result: bytes) -> TaskNews:
+        if error is None:
+            return task.conclusion(TaskState.DONE, result=result)
+        remains = str(error.fields.get("remains", "")) if isinstance(error, UndoIncomplete) else ""
+        # The work may have caught the error that told of it, and raised another.
+        with suppress(McvirtError):
+            remains = remains or "; ".join(self._journal.remaining(task.id))
+        state = TaskState.CANCELLED if isinstance(error, TaskCancelled) else TaskState.FAILED
+        return task.conclusion(TaskState.STUCK if remains else state, error=error.to_wire(), remains=remains)
+
+    def _announce(self, task: Task, conclusion: TaskNews) -> None:
+        # Stored before it is told: what a follower has seen is still so after a crash.
+        try:
+            self._save(conclusion)
         except McvirtError as problem:
-            # The task row still says RUNNING: the next start settles it, and finds nothing due.
             log.error("the end of task %s could not be stored: %s", task.id, problem)
-        finally:
-            with self._lock:
-                self._active.pop(task.id, None)
+            task.finish(conclusion)  # and it stays in memory until it can be
+        else:
+            task.finish(conclusion)
+            self._forget(task)
+
+    def _forget(self, task: Task) -> None:
+        with self._lock:
+            self._active.pop(task.id, None)
+
+    def _save_ended(self) -> None:
+        with self._lock:
+            over = [task for task in self._active.values() if task.state in ENDED]
+        for task in over:
+            self._save(task.news(-1, 0))
+            self._forget(task)
 
     def _save(self, news: TaskNews) -> None:
         self._store.execute(
@@ -96,7 +141,7 @@ class Tasks:
         )
 
     def find(self, task_id: str) -> Task | None:
-        """The task if it is at work."""
+        """The task if it is at work, or its end could not be stored yet."""
         with self._lock:
             return self._active.get(task_id)
 
@@ -116,13 +161,14 @@ class Tasks:
             active = {task.id: task.info() for task in self._active.values()}
         states = "" if ended else " WHERE state IN ('RUNNING', 'STUCK')"
         rows = self._store.query(f"SELECT id, data FROM task{states} ORDER BY started DESC LIMIT 1000")  # noqa: S608
-        return [active.get(task_id) or _decode(data).info for task_id, data in reversed(rows)]
+        found = [active.get(task_id) or _decode(data).info for task_id, data in reversed(rows)]
+        return found if ended else [info for info in found if info.state in (TaskState.RUNNING, TaskState.STUCK)]
 
     def cancel(self, task_id: str, by: str) -> None:
         """Ask a task to stop; Conflict if it is over."""
         task = self.find(task_id)
-        if task is None:
-            state = self.news(task_id).info.state
+        state = self.news(task_id).info.state
+        if task is None or state in ENDED:
             raise Conflict(text=f"Task {task_id} is over already ({state.value}); there is nothing to cancel.")
         task.cancel(by)
 
@@ -132,14 +178,38 @@ class Tasks:
         Called at the start before anything is served, and again when something that was away is back.
         """
         with self._settling:
-            settled = []
+            self._save_ended()
             due = self._journal.due()
             unfinished = "SELECT id, data FROM task WHERE state IN ('RUNNING', 'STUCK') ORDER BY started DESC"
-            rows = self._store.query(unfinished)
-            for task_id, data in rows:
-                if self.find(task_id) is None:
-                    settled.append(self._settle_one(_decode(data).info, due.get(task_id, [])))
+            rows = {task_id: _decode(data).info for task_id, data in self._store.query(unfinished)}
+            # Short operations are no tasks with a row of their own, but may leave things due all the same.
+            lost = [task_id for task_id in reversed(due) if task_id not in rows]
+            settled = [
+                self._settle_one(info, due.get(task_id, []))
+                for task_id, info in rows.items()
+                if self.find(task_id) is None
+            ]
+            for task_id in lost:
+                if self.find(task_id) is None and not self._journal.at_work(task_id):
+                    settled += self._settle_lost(task_id)
             return settled
+
+    def _settle_lost(self, task_id: str) -> Sequence[TaskInfo]:
+        info = Task(SETTLING, "", SYSTEM, self._node, task_id=task_id).info()
+        with working_for(Task(SETTLING, "", SYSTEM, self._node, task_id=task_id)):
+            remains = self._journal.settle(task_id)
+        if not remains:
+            log.warning("what was left of operation %s has been settled", task_id)
+            return []
+        error = Failed(text="What an operation left could not be settled.").to_wire()
+        stuck = msgspec.structs.replace(
+            info, state=TaskState.STUCK, finished=datetime.now(UTC), error=error, remains="; ".join(remains)
+        )
+        self._store.execute(
+            "REPLACE INTO task VALUES (?, ?, ?, ?)",
+            (task_id, stuck.state.value, time.time(), _encode(TaskNews(info=stuck))),
+        )
+        return [stuck]
 
     def _settle_one(self, info: TaskInfo, directions: Sequence[str]) -> TaskInfo:
         task = Task("settle " + info.operation, info.target, info.user, self._node, task_id=info.id)
@@ -150,7 +220,7 @@ class Tasks:
             state, text = TaskState.STUCK, "; ".join(remains)
             what = f"{INTERRUPTED}, and not everything could be settled."
         elif info.state is TaskState.STUCK:
-            state, text, what = TaskState.FAILED, "", "What remained of it has been undone."
+            state, text, what = TaskState.FAILED, "", f"{_first_error(info)} What remained of it has been undone since."
         elif forward:
             state, text, what = TaskState.DONE, "", ""
         else:
@@ -166,6 +236,7 @@ class Tasks:
 
     def prune(self) -> None:
         """Forget tasks that ended longer ago than they are kept."""
+        self._save_ended()
         self._store.execute(
             "DELETE FROM task WHERE state NOT IN ('RUNNING', 'STUCK') AND started < ?", (time.time() - self._keep,)
         )
@@ -173,6 +244,7 @@ class Tasks:
     def close(self, within: float = 10.0) -> None:
         """Cancel what is at work and wait for it to unwind; what has not by then is settled at the next start."""
         with self._lock:
+            self._closed = True
             active = list(self._active.values())
         for task in active:
             task.cancel("the end of mcvirtd")
@@ -180,3 +252,10 @@ class Tasks:
         for task in active:
             task.news(2**62, max(0.0, deadline - time.monotonic()))
         self._pool.shutdown(wait=all(task.state in ENDED for task in active), cancel_futures=True)
+
+
+def _first_error(info: TaskInfo) -> str:
+    error = info.error or {}
+    fields = error.get("fields")
+    text = fields.get("text") if isinstance(fields, dict) else None
+    return str(text or error.get("text") or "It failed.")

@@ -103,16 +103,24 @@ class Task:
         self._version += 1
         self._changed.notify_all()
 
-    def finish(
+    def conclusion(
         self, state: TaskState, *, result: bytes = b"null", error: dict[str, Any] | None = None, remains: str = ""
-    ) -> None:
+    ) -> TaskNews:
+        """What there will be to know once the task is over; nobody is told before `finish`."""
+        now = self.info()
+        info = msgspec.structs.replace(
+            now, state=state, finished=datetime.now(UTC), error=error, remains=remains, version=now.version + 1
+        )
+        return TaskNews(info=info, result=msgspec.Raw(result))
+
+    def finish(self, conclusion: TaskNews) -> None:
         """The task is over; watchers are told."""
         with self._changed:
-            self._state = state
-            self._finished = datetime.now(UTC)
-            self._result = result
-            self._error = error
-            self._remains = remains
+            self._state = conclusion.info.state
+            self._finished = conclusion.info.finished
+            self._result = bytes(conclusion.result)
+            self._error = conclusion.info.error
+            self._remains = conclusion.info.remains
             self._bump()
 
     def info(self) -> TaskInfo:

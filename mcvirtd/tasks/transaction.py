@@ -16,6 +16,8 @@ than undone, for work that has no way back (deleting).
 from __future__ import annotations
 
 import logging
+import threading
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -36,7 +38,9 @@ class Journal:
     def __init__(self, store: Store) -> None:
         self._store = store
         self._acts: dict[str, Act] = {}
+        self._lock = threading.Lock()
         self._scopes = 0
+        self._open: Counter[str] = Counter()
 
     def register(self, name: str, act: Act) -> None:
         """Make *act* known under *name*. It takes JSON values, and may be run twice or for what was never made."""
@@ -47,8 +51,20 @@ class Journal:
     @contextmanager
     def transaction(self) -> Iterator[Transaction]:
         """A transaction of the current task; undone unless it is committed or kept."""
-        self._scopes += 1
-        tx = Transaction(self, self._scopes)
+        task = current_task().id
+        with self._lock:
+            self._scopes += 1
+            tx = Transaction(self, self._scopes)
+            self._open[task] += 1
+        try:
+            yield from self._within(tx)
+        finally:
+            with self._lock:
+                self._open[task] -= 1
+                if not self._open[task]:
+                    del self._open[task]
+
+    def _within(self, tx: Transaction) -> Iterator[Transaction]:
         try:
             yield tx
             if not tx.closed:
@@ -80,20 +96,36 @@ class Journal:
         self._acts[act](**arguments)
 
     def settle(self, task: str) -> list[str]:
-        """Do what is still due for *task*, newest first; returns sentences of what could not be done."""
+        """Do what is still due for *task*; returns sentences of what could not be done.
+
+        First what undoes, the newest of it first; then what finishes, in the order in which it was begun.
+        """
+        rows = self._store.query(
+            "SELECT seq, direction, act, arguments FROM journal WHERE task = ? ORDER BY seq", (task,)
+        )
+        undo = [row for row in reversed(rows) if row[1] == "undo"]
+        redo = [row for row in rows if row[1] != "undo"]
         remains = []
-        rows = self._store.query("SELECT seq, act, arguments FROM journal WHERE task = ? ORDER BY seq DESC", (task,))
-        for seq, act, arguments in rows:
+        for seq, _, act, arguments in (*undo, *redo):
             try:
                 self.run(act, msgspec.json.decode(arguments))
+                self.forget(seq)
             except McvirtError as error:
                 remains.append(f"{act}: {error}")
             except Exception as error:
                 log.exception("act %s of task %s failed", act, task)
                 remains.append(f"{act}: {type(error).__name__}")
-            else:
-                self.forget(seq)
         return remains
+
+    def at_work(self, task: str) -> bool:
+        """Whether a transaction of *task* is open in this process: then what is due is not for others to do."""
+        with self._lock:
+            return self._open[task] > 0
+
+    def remaining(self, task: str) -> list[str]:
+        """The acts that are still due for *task*."""
+        rows = self._store.query("SELECT act FROM journal WHERE task = ? ORDER BY seq", (task,))
+        return [str(act) for (act,) in rows]
 
     def due(self) -> dict[str, list[str]]:
         """Task to the directions of its entries that are still due."""
@@ -114,11 +146,13 @@ class Transaction:
 
     def undo(self, act: str, **arguments: Any) -> None:
         """The next line is undone by *act* if the transaction is not committed."""
+        self._must_be_open()
         current_task().check()
         self._entries.append((self._journal.add(self._scope, "undo", act, arguments), "undo", act, arguments))
 
     def redo(self, act: str, **arguments: Any) -> None:
-        """After a crash, *act* finishes what the next lines do; a failure that is no crash leaves things as they are."""
+        """After a crash, *act* finishes what the next lines do; a failure that is none leaves things as they are."""
+        self._must_be_open()
         self._entries.append((self._journal.add(self._scope, "redo", act, arguments), "redo", act, arguments))
 
     @contextmanager
@@ -128,6 +162,10 @@ class Transaction:
             yield change
             self._forget_all(change)
         self.closed = True
+
+    def _must_be_open(self) -> None:
+        if self.closed:
+            raise RuntimeError("the transaction is over: nothing would undo this")
 
     def keep(self) -> None:
         """Like commit, where there is no record to change."""
@@ -148,14 +186,22 @@ class Transaction:
                 try:
                     if direction == "undo":
                         self._journal.run(act, arguments)
-                    self._journal.forget(seq)
                 except McvirtError as error:
                     log.error("undo %s %s failed: %s", act, arguments, error)
                     remains.append(f"{act}: {error}")
                 except Exception as error:
                     log.exception("undo %s failed", act)
                     remains.append(f"{act}: {type(error).__name__}")
+                else:
+                    self._forget(seq, act)
         return remains
+
+    def _forget(self, seq: int, act: str) -> None:
+        try:
+            self._journal.forget(seq)
+        except McvirtError as error:
+            # It is done. That it is written down as due costs no more than doing it once again, later.
+            log.error("undo %s is done, and could not be crossed out: %s", act, error)
 
 
 def _sentence(error: BaseException) -> str:
