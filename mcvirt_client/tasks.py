@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from typing import TYPE_CHECKING
 
-import msgspec
-
-from mcvirt.api.task import TaskApi
 from mcvirt.errors import DeadlinePassed, Failed, TaskCancelled, from_wire
-from mcvirt.rpc.contract import Operation
-from mcvirt.types.task import ENDED, TaskInfo, TaskRef, TaskState
+
+# The types of tasks are imported when one is followed: most commands of the command line follow none.
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    import msgspec
+
+    from mcvirt.api.task import TaskApi
+    from mcvirt.rpc.contract import Operation
+    from mcvirt.types.task import TaskInfo, TaskRef
+
+    # Called with every news of a followed task; the last one has a state of `mcvirt.types.task.ENDED`.
+    Progress = Callable[[TaskInfo], None]
 
 POLL = 10.0
-
-Progress = Callable[[TaskInfo], None]
-"""Called with every news of a followed task; the last one has a state of `mcvirt.types.task.ENDED`."""
 
 
 class Detached(Exception):
@@ -47,11 +52,15 @@ class Follower:
 
     def __call__(self, task: str, operation: Operation) -> msgspec.Raw:  # noqa: ARG002 - what make_client calls
         if not self.wait:
+            from mcvirt.types.task import TaskRef
+
             raise Detached(TaskRef(task))
         return self.follow(task)
 
     def follow(self, task: str) -> msgspec.Raw:
         """The result of *task* in wire form once it is done; raises its error if it failed or was cancelled."""
+        from mcvirt.types.task import ENDED
+
         deadline = None if self.timeout is None else time.monotonic() + self.timeout
         seen = -1
         while True:
@@ -78,6 +87,8 @@ class Follower:
 
 
 def _raise_error(info: TaskInfo) -> None:
+    from mcvirt.types.task import TaskState
+
     if info.error is not None:
         raise from_wire(info.error)
     if info.state is TaskState.CANCELLED:

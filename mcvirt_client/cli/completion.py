@@ -1,6 +1,6 @@
 """Completion in the operator's shell, by argcomplete's protocol.
 
-The shell's function runs `mcvirt` with _ARGCOMPLETE=1 and the line in COMP_LINE, and reads candidates from descriptor 8.
+The shell's function runs `mcvirt` with _ARGCOMPLETE=1 and the line in COMP_LINE, and reads what fits from descriptor 8.
 Names of commands are answered from the catalog; for the rest argcomplete works on the parser of that one command.
 `python -m mcvirt_client.cli.completion` prints the script for bash.
 """
@@ -125,8 +125,10 @@ def _nothing(**_: Any) -> list[str]:
 def _completer(kind: str, before: list[str]) -> Callable[..., list[str]]:
     def complete(prefix: str, parsed_args: argparse.Namespace, **_: Any) -> list[str]:
         from mcvirt_client.cli.live import names
+        from mcvirt_client.cli.main import skip_typing_extensions
 
         try:
+            skip_typing_extensions()
             client = _client(_value(before, "--host") or parsed_args.host, _value(before, "--ca-file"))
             return [name for name in names(client, kind) if name.startswith(prefix)]
         except Exception:

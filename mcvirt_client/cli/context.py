@@ -11,7 +11,9 @@ if TYPE_CHECKING:
     import argparse
     from collections.abc import Callable
 
+    from mcvirt.types.task import TaskInfo
     from mcvirt_client.cli.output import Output
+    from mcvirt_client.cli.progress import Bars
     from mcvirt_client.client import Client
     from mcvirt_client.tasks import Detached
 
@@ -58,6 +60,7 @@ class Context:
         self.args = args
         self.out = out
         self.session = session
+        self._bars: Bars | None = None
 
     @property
     def client(self) -> Client:
@@ -66,11 +69,21 @@ class Context:
         follower = client.follower
         follower.wait = not self.args.no_wait
         follower.timeout = self.args.timeout
-        from mcvirt_client.cli.progress import Bars, choose_on_interrupt
-
-        follower.progress = None if self.args.quiet else Bars(self.out)
-        follower.interrupted = lambda task: choose_on_interrupt(client, task, self.out)
+        follower.progress = None if self.args.quiet else self._show
+        follower.interrupted = self._interrupted
         return client
+
+    def _show(self, info: TaskInfo) -> None:
+        if self._bars is None:
+            from mcvirt_client.cli.progress import Bars
+
+            self._bars = Bars(self.out)
+        self._bars(info)
+
+    def _interrupted(self, task: str) -> None:
+        from mcvirt_client.cli.progress import choose_on_interrupt
+
+        choose_on_interrupt(self.client, task, self.out)
 
     def done(self, sentence: str, value: Any) -> None:
         """Say that something is done; with --json print *value* instead."""

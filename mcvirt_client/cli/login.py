@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING
 from mcvirt.errors import BadArgument, NotAuthenticated
 from mcvirt_client import discovery
 from mcvirt_client.client import Client, log_in
-from mcvirt_client.credentials import TokenCache
 
 if TYPE_CHECKING:
     import argparse
@@ -34,6 +33,8 @@ def connect(args: argparse.Namespace, out: Output) -> Client:
     if args.username is None and not _password_given(args):
         token = discovery.read_root_token(endpoint)
         if token is None:
+            from mcvirt_client.credentials import TokenCache
+
             token = TokenCache().get(endpoint.key)
             cached = token is not None
         elif not args.cache_credentials:
@@ -41,6 +42,8 @@ def connect(args: argparse.Namespace, out: Output) -> Client:
 
     def renew() -> str:
         if cached:
+            from mcvirt_client.credentials import TokenCache
+
             out.warn(f"The session kept in {TokenCache().path} for {endpoint.key} is no longer valid. Log in again.")
             TokenCache().drop(endpoint.key)
         return ask_and_log_in(args, out, endpoint, keep=args.cache_credentials, client=client)
@@ -56,6 +59,8 @@ def ask_and_log_in(
     username = args.username or _ask_username(endpoint)
     token = log_in(endpoint, username, read_password(args, out, f"Password of {username} on {endpoint.key}: ")).token
     if keep:
+        from mcvirt_client.credentials import TokenCache
+
         TokenCache().put(endpoint.key, token)
     elif client is not None:
         client.end_session_on_close()

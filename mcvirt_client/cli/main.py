@@ -22,6 +22,7 @@ def main() -> None:
 
         status = answer()
     else:
+        skip_typing_extensions()
         for stream in (sys.stdout, sys.stderr):
             if stream is not None:
                 stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
@@ -33,6 +34,18 @@ def main() -> None:
             pass
     # Sockets and files are the kernel's to close; taking the interpreter apart would only take time.
     os._exit(status)
+
+
+def skip_typing_extensions() -> None:
+    """Import msgspec without typing_extensions, which it takes where it is installed, and typing otherwise.
+
+    To import both takes about as long as a call to the daemon.
+    """
+    if "typing_extensions" not in sys.modules and "msgspec" not in sys.modules:
+        sys.modules["typing_extensions"] = None  # type: ignore[assignment]
+        import msgspec  # noqa: F401
+
+        del sys.modules["typing_extensions"]
 
 
 def run(argv: list[str], session: Session | None = None) -> int:
@@ -93,12 +106,14 @@ def _run_command(path: str, command: object, rest: list[str], session: Session) 
     try:
         return command.run(context)
     except Exception as error:
-        # Looked at only now, because the module is imported by nearly every command anyway by the time it fails.
+        from mcvirt.errors import SessionRefused
         from mcvirt_client.tasks import Detached
 
-        if not isinstance(error, Detached):
-            raise
-        return context.detached(error)
+        if isinstance(error, Detached):
+            return context.detached(error)
+        if isinstance(error, SessionRefused):
+            session.forget(args)  # so that the next line of a shell logs in anew
+        raise
 
 
 def _print_overview() -> int:

@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from mcvirt_client.cli import catalog
+from mcvirt_client.cli.output import terminal_width
 from mcvirt_client.cli.report import UsageError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
     from mcvirt_client.cli.context import Context
+
+
+# Help is in English: looking for translations of argparse's own words would only take time, at every start.
+argparse._ = str  # type: ignore[attr-defined]
 
 
 class Command:
@@ -152,6 +158,11 @@ def build(path: str, command: Command) -> Parser:
 
 class HelpFormatter(argparse.HelpFormatter):
     """Help that wraps descriptions and keeps examples as they are."""
+
+    def __init__(self, prog: str) -> None:
+        # argparse makes a formatter for each argument that is added, and each would ask for the terminal's size by
+        # way of shutil, which is slow to import.
+        super().__init__(prog, width=min(100, terminal_width(sys.stdout, os.environ) or 80))
 
     def _fill_text(self, text: str, width: int, indent: str) -> str:
         if text.startswith("Examples:"):

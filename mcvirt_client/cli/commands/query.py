@@ -35,9 +35,9 @@ def _list(context: Context) -> None:
 
 
 def _list_table(context: Context, rows: Iterable[VmRow]) -> str:
-    from mcvirt.units import format_size
-
     args = context.args
+    if args.memory or args.disk:
+        from mcvirt.units import format_size
     headers = ["VM Name", "State", "Node"]
     headers += ["RAM Allocation"] * args.memory + ["CPU"] * args.cpu + ["Total disk size"] * args.disk
     lines = []
