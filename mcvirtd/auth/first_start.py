@@ -56,6 +56,15 @@ def node_identity(state: Path, name: str) -> NodeIdentity:
     return found
 
 
+def frozen_name(state: Path) -> str | None:
+    """The name that this node was given at its first start; None before that. Changes nothing; see node_identity."""
+    path = state / NODE_FILE
+    try:
+        return _read(path, path.read_bytes()).name
+    except OSError:
+        return None
+
+
 def _read(path: Path, data: bytes) -> NodeIdentity:
     try:
         found = msgspec.json.decode(data, type=NodeIdentity)

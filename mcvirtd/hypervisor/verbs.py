@@ -20,6 +20,9 @@ class HypervisorVerbs(Protocol):
     def wait_connected(self, within: float) -> bool:
         """True as soon as there is a connection and every domain was read; False after *within* seconds."""
 
+    def close(self) -> None:
+        """Give the connection up for good."""
+
     def domains(self) -> Mapping[str, DomainState]:
         """Every domain of this node by UUID, as last known."""
 

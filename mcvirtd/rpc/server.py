@@ -37,11 +37,13 @@ _REFUSALS_WAITING = 32
 
 
 class Limits(msgspec.Struct, frozen=True, kw_only=True):
-    """How many connections there may be, and how long (seconds) one may take to log in and may be idle."""
+    """How many connections there may be, how long (seconds) one may take to log in and be idle, and how
+    many bytes one message may have."""
 
     connections: int = 200
     handshake_timeout: float = 10.0
     idle_timeout: float = 600.0
+    message_size: int = 16 * 1024 * 1024
 
 
 def caller_of_this_call() -> Caller:
@@ -159,6 +161,7 @@ class _TransportServer(threadpoolserver.SocketServer_Threadpool):  # type: ignor
         threading.Thread(target=self._refuse, name="refusals", daemon=True).start()
         Pyro4.config.THREADPOOL_SIZE = self.limits.connections
         Pyro4.config.THREADPOOL_SIZE_MIN = 4
+        Pyro4.config.MAX_MESSAGE_SIZE = self.limits.message_size
         self.pool = Pool()
         self.housekeeper = threadpoolserver.Housekeeper(daemon)
         self.housekeeper.start()

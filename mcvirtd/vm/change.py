@@ -7,7 +7,7 @@ comes after that, as a transaction of its own that a crash does not undo but fin
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import msgspec
 
@@ -15,16 +15,15 @@ from mcvirt.errors import BadArgument, Conflict, DiskInUse, NotFound, Refused
 from mcvirt.types.vm import Flag, VmChange
 from mcvirt.units import SECTOR, format_size
 from mcvirtd.hypervisor import designer
-from mcvirtd.hypervisor.verbs import HypervisorVerbs
 from mcvirtd.state.records import DiskRecord, VmRecord
-from mcvirtd.state.store import Store
-from mcvirtd.storage.disks import DiskPlan, Disks
+from mcvirtd.storage.disks import DiskPlan
 from mcvirtd.tasks.task import step
-from mcvirtd.tasks.transaction import Journal, Transaction
+from mcvirtd.tasks.transaction import Transaction
 from mcvirtd.vm import checks
 from mcvirtd.vm.creation import disk_words, finish, network_words, new_mac
-from mcvirtd.vm.design import Designer, Machine
-from mcvirtd.vm.domains import HOT_BUSES, Domains
+from mcvirtd.vm.design import Machine
+from mcvirtd.vm.domains import HOT_BUSES
+from mcvirtd.vm.ground import Ground
 
 
 class Plan(msgspec.Struct, frozen=True, kw_only=True):
@@ -42,27 +41,16 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
 class Changes:
     """Changes machines on this node. Callers hold the machine's lock."""
 
-    def __init__(
-        self,
-        *,
-        store: Store,
-        journal: Journal,
-        hypervisor: HypervisorVerbs,
-        domains: Domains,
-        designs: Designer,
-        disks: Disks,
-        node: str,
-        bridge_problem: Callable[[str], str],
-    ) -> None:
-        self._store = store
-        self._journal = journal
-        self._hypervisor = hypervisor
-        self._domains = domains
-        self._designs = designs
-        self._disks = disks
-        self._node = node
-        self._bridge_problem = bridge_problem
-        journal.register("disk.finish_grow", self._finish_grow)
+    def __init__(self, ground: Ground) -> None:
+        self._store = ground.store
+        self._journal = ground.journal
+        self._hypervisor = ground.hypervisor
+        self._domains = ground.domains
+        self._designs = ground.designs
+        self._disks = ground.disks
+        self._node = ground.node
+        self._bridge_problem = ground.bridge_problem
+        ground.journal.register("disk.finish_grow", self._finish_grow)
 
     # --- checks ---------------------------------------------------------------------------------------------------
 
@@ -247,7 +235,7 @@ class Changes:
         # QEMU holds a running guest's qcow2 file: then it alone may make it longer.
         by_qemu = live is not None and self._disks.source(record).format == "qcow2"
         if not by_qemu:
-            self._disks.grow(record, size)
+            size = max(size, self._disks.grow(record, size))
         if live is not None and vm is not None:
             design = self._designs.disk(record)
             target = designer.target_name(vm.machine.value, design.bus, design.slot)

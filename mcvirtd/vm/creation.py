@@ -18,14 +18,12 @@ from mcvirt import names
 from mcvirt.errors import AlreadyExists, Conflict, McvirtError, TaskCancelled, VmIncomplete
 from mcvirt.types.vm import DiskDriver, DiskSpec, GraphicsDriver, Machine, VmSpec
 from mcvirt.units import format_size
-from mcvirtd.hypervisor.verbs import HypervisorVerbs
 from mcvirtd.state.records import VmRecord
 from mcvirtd.state.store import Store
-from mcvirtd.storage.disks import DiskPlan, Disks
+from mcvirtd.storage.disks import DiskPlan
 from mcvirtd.tasks.task import current_task, step
-from mcvirtd.tasks.transaction import Journal
 from mcvirtd.vm import checks
-from mcvirtd.vm.domains import Domains
+from mcvirtd.vm.ground import Ground
 
 _VNC_ALPHABET = string.ascii_letters + string.digits
 _VNC_LENGTH = 8  # VNC takes no longer one
@@ -42,25 +40,14 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
 class Creation:
     """Makes machines on this node. *remove* takes a machine away with all that it has."""
 
-    def __init__(
-        self,
-        *,
-        store: Store,
-        journal: Journal,
-        hypervisor: HypervisorVerbs,
-        domains: Domains,
-        disks: Disks,
-        node: str,
-        bridge_problem: Callable[[str], str],
-        remove: Callable[[str], None],
-    ) -> None:
-        self._store = store
-        self._journal = journal
-        self._hypervisor = hypervisor
-        self._domains = domains
-        self._disks = disks
-        self._node = node
-        self._bridge_problem = bridge_problem
+    def __init__(self, ground: Ground, remove: Callable[[str], None]) -> None:
+        self._store = ground.store
+        self._journal = ground.journal
+        self._hypervisor = ground.hypervisor
+        self._domains = ground.domains
+        self._disks = ground.disks
+        self._node = ground.node
+        self._bridge_problem = ground.bridge_problem
         self._remove = remove
 
     def plan(self, spec: VmSpec) -> Plan:

@@ -10,39 +10,26 @@ from collections.abc import Callable
 from pathlib import Path
 
 from mcvirt.errors import Conflict, VmProtected, VmRunning
-from mcvirtd.hypervisor.verbs import HypervisorVerbs
 from mcvirtd.state.records import DiskRecord, VmRecord
-from mcvirtd.state.store import Change, Store
-from mcvirtd.storage.disks import Disks
+from mcvirtd.state.store import Change
 from mcvirtd.tasks.task import step
-from mcvirtd.tasks.transaction import Journal
 from mcvirtd.vm import checks
-from mcvirtd.vm.design import Designer, disks_of
-from mcvirtd.vm.domains import Domains
+from mcvirtd.vm.design import disks_of
+from mcvirtd.vm.ground import Ground
 
 
 class Deletion:
     """*drop_grants* takes a machine's name out of users' and groups' records, in the change that deletes it."""
 
-    def __init__(
-        self,
-        *,
-        store: Store,
-        journal: Journal,
-        hypervisor: HypervisorVerbs,
-        domains: Domains,
-        designs: Designer,
-        disks: Disks,
-        drop_grants: Callable[[Change, str], None],
-    ) -> None:
-        self._store = store
-        self._journal = journal
-        self._hypervisor = hypervisor
-        self._domains = domains
-        self._designs = designs
-        self._disks = disks
+    def __init__(self, ground: Ground, drop_grants: Callable[[Change, str], None]) -> None:
+        self._store = ground.store
+        self._journal = ground.journal
+        self._hypervisor = ground.hypervisor
+        self._domains = ground.domains
+        self._designs = ground.designs
+        self._disks = ground.disks
         self._drop_grants = drop_grants
-        journal.register("vm.finish_delete", self._finish)
+        ground.journal.register("vm.finish_delete", self._finish)
 
     def check(self, name: str) -> VmRecord:
         """Raise all that stands against deleting the machine."""

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Protocol, cast
 
 import msgspec
 
-from mcvirt.errors import Conflict
+from mcvirt.errors import Conflict, McvirtError
 from mcvirt.types.vm import Flag, GraphicsDriver, StorageType
 from mcvirtd.hypervisor import designer
 from mcvirtd.hypervisor.design import Accelerator, AdapterDesign, Bus, DiskDesign, DomainDesign
@@ -50,16 +51,37 @@ def disks_of(store: Store, vm: str) -> tuple[DiskRecord, ...]:
     )
 
 
+class AcceleratorOfNode:
+    """What guests of this node run with, and why: asked of libvirt once, and remembered."""
+
+    def __init__(self, ask: Callable[[], tuple[Accelerator, str]]) -> None:
+        self._ask = ask
+        self._known: tuple[Accelerator, str] | None = None
+
+    def __call__(self) -> tuple[Accelerator, str]:
+        """The accelerator and the reason in words; LibvirtUnreachable if it was never known, and libvirt is away."""
+        if self._known is None:
+            self._known = self._ask()
+        return self._known
+
+    def name(self) -> str:
+        """The accelerator, or "unknown"."""
+        try:
+            return self()[0]
+        except McvirtError:
+            return "unknown"
+
+
 class Designer:
     """Makes domain designs for this node."""
 
     def __init__(
-        self, store: Store, sources: Sources, isos: Isos, accelerator: Accelerator, console_directory: str
+        self, store: Store, sources: Sources, isos: Isos, accelerator: AcceleratorOfNode, console_directory: str
     ) -> None:
         self._store = store
         self._sources = sources
         self._isos = isos
-        self.accelerator: Accelerator = accelerator
+        self._accelerator = accelerator
         self._consoles = console_directory
 
     def design(self, machine: Machine) -> DomainDesign:
@@ -71,7 +93,7 @@ class Designer:
             memory=vm.memory,
             cpu_count=vm.cpu_count,
             machine=vm.machine.value,
-            accelerator=self.accelerator,
+            accelerator=self._accelerator()[0],
             disks=tuple(self.disk(disk) for disk in machine.disks),
             adapters=tuple(self.adapter(mac, network) for mac, network in vm.adapters.items()),
             iso=self.iso_path(vm),

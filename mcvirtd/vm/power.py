@@ -18,15 +18,11 @@ from mcvirt.errors import (
     VmStopped,
 )
 from mcvirtd.hypervisor.states import DomainState
-from mcvirtd.hypervisor.verbs import HypervisorVerbs
 from mcvirtd.state.records import VmRecord
-from mcvirtd.state.store import Store
-from mcvirtd.storage.disks import Disks
 from mcvirtd.tasks.task import current_task, step
-from mcvirtd.tasks.transaction import Journal
 from mcvirtd.vm import checks
-from mcvirtd.vm.design import Designer, Machine
-from mcvirtd.vm.domains import Domains
+from mcvirtd.vm.design import Machine
+from mcvirtd.vm.ground import Ground
 
 # How long a cancellation may go unheard while a guest is waited for.
 _SLICE = 0.5
@@ -35,27 +31,16 @@ _SLICE = 0.5
 class Power:
     """The power button and the reset button, and where a machine is registered. Callers hold the machine's lock."""
 
-    def __init__(
-        self,
-        *,
-        store: Store,
-        journal: Journal,
-        hypervisor: HypervisorVerbs,
-        domains: Domains,
-        designs: Designer,
-        disks: Disks,
-        node: str,
-        bridge_problem: Callable[[str], str],
-    ) -> None:
-        self._store = store
-        self._journal = journal
-        self._hypervisor = hypervisor
-        self._domains = domains
-        self._designs = designs
-        self._disks = disks
-        self._node = node
-        self._bridge_problem = bridge_problem
-        journal.register("vm.finish_unregister", self._finish_unregister)
+    def __init__(self, ground: Ground) -> None:
+        self._store = ground.store
+        self._journal = ground.journal
+        self._hypervisor = ground.hypervisor
+        self._domains = ground.domains
+        self._designs = ground.designs
+        self._disks = ground.disks
+        self._node = ground.node
+        self._bridge_problem = ground.bridge_problem
+        ground.journal.register("vm.finish_unregister", self._finish_unregister)
 
     def start(self, name: str, iso: str | None) -> None:
         """Start the machine from its disk, or from *iso*."""

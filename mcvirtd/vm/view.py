@@ -11,7 +11,7 @@ from mcvirt.types.vm import LockState, PowerState, VmAdapter, VmDisk, VmGroup, V
 from mcvirtd.hypervisor.verbs import HypervisorVerbs
 from mcvirtd.state.records import DiskRecord, GroupRecord, UserRecord, VmRecord
 from mcvirtd.state.store import Store
-from mcvirtd.vm.design import Designer, Machine
+from mcvirtd.vm.design import AcceleratorOfNode, Machine
 from mcvirtd.vm.domains import Domains
 
 # A shorter time between two readings says little about the use of a processor.
@@ -21,11 +21,13 @@ _SHORTEST_SPAN = 0.5
 class View:
     """Builds the rows of `list` and the whole of `info`."""
 
-    def __init__(self, *, store: Store, hypervisor: HypervisorVerbs, domains: Domains, designs: Designer) -> None:
+    def __init__(
+        self, *, store: Store, hypervisor: HypervisorVerbs, domains: Domains, accelerator: AcceleratorOfNode
+    ) -> None:
         self._store = store
         self._hypervisor = hypervisor
         self._domains = domains
-        self._designs = designs
+        self._accelerator = accelerator
         self._lock = threading.Lock()
         self._readings: dict[str, tuple[float, int, float | None]] = {}
 
@@ -65,7 +67,7 @@ class View:
             memory=vm.memory,
             cpu_count=vm.cpu_count,
             machine=vm.machine,
-            accelerator=self._designs.accelerator,
+            accelerator=self._accelerator.name(),
             graphics_driver=vm.graphics_driver,
             autostart=vm.autostart,
             lock=LockState.LOCKED if vm.locked else LockState.UNLOCKED,

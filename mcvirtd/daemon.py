@@ -1,0 +1,373 @@
+"""The composition root: builds everything, in order, and runs it until it is told to stop."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import signal
+import ssl
+import threading
+import time
+from collections.abc import Callable, Mapping
+from typing import cast
+
+import msgspec
+
+from mcvirt import api
+from mcvirt.api.vm import VmApi
+from mcvirt.errors import McvirtError, NodeUnreachable, from_wire
+from mcvirt.rpc import transport
+from mcvirt.rpc.contract import operations
+from mcvirt.types.task import ENDED, TaskState
+from mcvirt.types.vm import AutoStart
+from mcvirtd.auth import first_start
+from mcvirtd.auth.audit import Audit
+from mcvirtd.auth.caller import SYSTEM, Caller
+from mcvirtd.auth.grants import drop_vm
+from mcvirtd.auth.groups import GroupService
+from mcvirtd.auth.login import Login
+from mcvirtd.auth.passwords import Passwords
+from mcvirtd.auth.rights import Rights
+from mcvirtd.auth.service import AuditService, AuthService
+from mcvirtd.auth.session_store import StoreSessions
+from mcvirtd.auth.throttle import LoginThrottle
+from mcvirtd.auth.tokens import Sessions
+from mcvirtd.auth.users import UserService
+from mcvirtd.cluster import pki, tls
+from mcvirtd.cluster.autostart import Autostart
+from mcvirtd.cluster.node_service import NodeService
+from mcvirtd.cluster.routing import Router
+from mcvirtd.host import files, network, systemd
+from mcvirtd.hypervisor.accelerator import Setting
+from mcvirtd.hypervisor.verbs import HypervisorVerbs
+from mcvirtd.maintenance import Chore, Maintenance
+from mcvirtd.network.service import NetworkService
+from mcvirtd.rpc.guard import Guard, Published
+from mcvirtd.rpc.publish import publish
+from mcvirtd.rpc.server import Limits, Server
+from mcvirtd.settings import Settings
+from mcvirtd.state.records import BackendRecord, DiskRecord, VmRecord
+from mcvirtd.state.store import Store
+from mcvirtd.storage.backends import BackendsOnNode, LocalBackends
+from mcvirtd.storage.disks import Disks
+from mcvirtd.storage.hard_drives import HardDriveService
+from mcvirtd.storage.iso_service import IsoService
+from mcvirtd.storage.isos import Isos
+from mcvirtd.storage.service import StorageService
+from mcvirtd.tasks.engine import Tasks
+from mcvirtd.tasks.locks import Locks
+from mcvirtd.tasks.service import TaskService
+from mcvirtd.tasks.transaction import Journal
+from mcvirtd.vm.change import Changes
+from mcvirtd.vm.consoles import Consoles
+from mcvirtd.vm.creation import Creation
+from mcvirtd.vm.deletion import Deletion
+from mcvirtd.vm.design import AcceleratorOfNode, Designer
+from mcvirtd.vm.domains import Domains
+from mcvirtd.vm.ground import Ground
+from mcvirtd.vm.power import Power
+from mcvirtd.vm.service import VmService
+from mcvirtd.vm.view import View
+
+log = logging.getLogger(__name__)
+
+STATE_FILE = "state.db"
+ENDPOINT_FILE = "endpoint.json"
+TRUST_FILE = "ca.pem"
+_CONNECT_WITHIN = 10.0
+_HOUR = 3600.0
+
+
+class Daemon:
+    """mcvirtd. `run` serves until SIGTERM or SIGINT; what is not done by then is settled at the next start."""
+
+    def __init__(self, settings: Settings, *, simulate: bool = False) -> None:
+        self._settings = settings
+        self._simulate = simulate
+        self._stopping = threading.Event()
+        self._context: ssl.SSLContext | None = None
+
+    def run(self) -> int:
+        """The whole life of the daemon; returns the exit status."""
+        with contextlib.ExitStack() as stack:
+            self._directories()
+            identity = first_start.node_identity(self._settings.paths.state, self._settings.node.name)
+            self._node = identity.name
+            self._renew_certificate()
+            store = Store(self._settings.paths.state / STATE_FILE)
+            stack.callback(store.close)
+            first_start.first_records(store, identity)
+            hypervisor = self._hypervisor()
+            stack.callback(hypervisor.close)
+            self._build(store, hypervisor)
+            self._settle()
+            server = self._serve(first_start.write_root_token(self._settings.paths.run))
+            stack.callback(self._unpublish)
+            self._publish(server)
+            self._handle_signals(server)
+            self._maintenance.start()
+            self._autostart.start()
+            systemd.ready(f"Serving on port {server.port}")
+            log.info("node %s serves on %s:%s", self._node, self._settings.listen.address, server.port)
+            server.requestLoop(self._goes_on)
+            systemd.stopping()
+            log.info("stopping")
+            self._autostart.stop()
+            self._maintenance.stop()
+            self._tasks.close()
+            self._consoles.close_idle(every=True)
+            self._sessions.flush()
+            server.close()
+        return 0
+
+    # --- before anything is built -----------------------------------------------------------------------------------
+
+    def _directories(self) -> None:
+        paths = self._settings.paths
+        # QEMU runs as a user of its own and must reach the ISO images; what is secret in there has modes of its own.
+        for path, mode in ((paths.state, 0o711), (paths.run, 0o755), (paths.state / "console", 0o700)):
+            path.mkdir(mode=mode, parents=True, exist_ok=True)
+            path.chmod(mode)
+
+    def _renew_certificate(self) -> None:
+        identity = pki.ensure(self._settings.paths.state / pki.DIRECTORY, self._node)
+        self._context = tls.server_context(identity)
+        pki.publish_trust(identity, self._settings.paths.run / TRUST_FILE)
+
+    def _current_context(self) -> ssl.SSLContext:
+        assert self._context is not None
+        return self._context
+
+    def _hypervisor(self) -> HypervisorVerbs:
+        if self._simulate:
+            from mcvirtd.hypervisor.simulated import SimulatedHypervisor
+
+            self._accelerator = AcceleratorOfNode(lambda: ("tcg", "everything is simulated"))
+            return SimulatedHypervisor(self._node)
+        from mcvirtd.hypervisor.libvirt import Hypervisor
+
+        libvirt = self._settings.libvirt
+        hypervisor = Hypervisor(libvirt.uri, self._node)
+        if not hypervisor.connect(_CONNECT_WITHIN):
+            log.warning("libvirt can't be reached at %s; it is tried again and again", libvirt.uri)
+        self._accelerator = AcceleratorOfNode(lambda: hypervisor.accelerator(cast(Setting, libvirt.accelerator)))
+        return hypervisor
+
+    # --- building -----------------------------------------------------------------------------------------------------
+
+    def _build(self, store: Store, hypervisor: HypervisorVerbs) -> None:
+        node, settings = self._node, self._settings
+        self._store, self._libvirt = store, hypervisor
+        journal = self._journal = Journal(store)
+        self._locks = Locks()
+        self._tasks = Tasks(store, journal, node, keep_days=settings.tasks.keep / 86400)
+        self._rights = Rights(store)
+        self._audit = Audit(store, node, keep_days=settings.audit.keep / 86400)
+        self._sessions = Sessions(
+            StoreSessions(store),
+            idle_timeout=settings.session.idle_timeout,
+            absolute_timeout=settings.session.absolute_timeout,
+        )
+        backends = self._backends()
+        self._disks = Disks(
+            store=store,
+            journal=journal,
+            locks=self._locks,
+            nodes=backends,
+            node=node,
+            used_paths=hypervisor.list_block_paths,
+        )
+        self._isos = Isos(settings.paths.state / "iso", store=store, journal=journal, node=node)
+        designs = Designer(store, self._disks, self._isos, self._accelerator, str(settings.paths.state / "console"))
+        domains = Domains(store, hypervisor, designs, journal, node)
+        ground = Ground(
+            node=node,
+            store=store,
+            journal=journal,
+            hypervisor=hypervisor,
+            domains=domains,
+            designs=designs,
+            disks=self._disks,
+            bridge_problem=lambda interface: " ".join(self._bridge_faults(interface)),
+        )
+        deletion = Deletion(ground, drop_vm)
+        creation = Creation(ground, deletion.remove)
+        self._changes = Changes(ground)
+        power = Power(ground)
+        self._consoles = Consoles(hypervisor.open_console)
+        self._vms = VmService(
+            store=store,
+            locks=self._locks,
+            hypervisor=hypervisor,
+            domains=domains,
+            designs=designs,
+            creation=creation,
+            changes=self._changes,
+            power=power,
+            deletion=deletion,
+            view=View(store=store, hypervisor=hypervisor, domains=domains, accelerator=self._accelerator),
+            consoles=self._consoles,
+            node=node,
+        )
+        self._storage = StorageService(store=store, journal=journal, locks=self._locks, nodes=backends, node=node)
+        self._domains = domains
+        self._autostart = Autostart(
+            store=store, vms=self._stopped_machines, start=self._start_machine, libvirt_ready=hypervisor.wait_connected
+        )
+        self._maintenance = Maintenance(
+            [
+                Chore("settle", 30.0, self._settle_stuck, first=5.0),
+                Chore("idle", 30.0, self._drop_idle, first=30.0),
+                Chore("prune", _HOUR, self._prune, first=60.0),
+                Chore("certificate", _HOUR, self._renew_certificate, first=_HOUR),
+            ]
+        )
+
+    def _backends(self) -> Callable[[str], BackendsOnNode]:
+        state = self._settings.paths.state
+        if self._simulate:
+            from mcvirtd.storage.simulated_volumes import SimulatedVolumes
+
+            made: dict[str, SimulatedVolumes] = {}
+
+            def simulated(backend: BackendRecord, location: str) -> SimulatedVolumes:  # noqa: ARG001
+                return made.setdefault(location, SimulatedVolumes(location))
+
+            local = LocalBackends(self._node, state, open_volumes=simulated)
+        else:
+            local = LocalBackends(self._node, state)
+
+        def on(node: str) -> BackendsOnNode:
+            if node != self._node:
+                raise NodeUnreachable(node=node, reason="this node has no connection to it.")
+            return local
+
+        return on
+
+    def _bridge_faults(self, interface: str) -> list[str]:
+        return [] if self._simulate else network.bridge_faults(interface)
+
+    # --- serving ------------------------------------------------------------------------------------------------------
+
+    def _serve(self, root_token: str) -> Server:
+        settings, store = self._settings, self._store
+        passwords = Passwords()
+        login = Login(
+            store=store,
+            sessions=self._sessions,
+            passwords=passwords,
+            throttle=LoginThrottle(),
+            root_token=root_token,
+            clock=time.time,
+        )
+        self._guard = Guard(
+            node=self._node,
+            clock=time.time,
+            sessions=login,
+            rights=self._rights,
+            tasks=self._tasks,
+            audit=self._audit,
+            router=Router(store, self._node),
+            vm_of_disk=self._vm_of_disk,
+        )
+        services: list[object] = [
+            self._vms,
+            HardDriveService(
+                store=store, journal=self._journal, locks=self._locks, disks=self._disks, attachments=self._changes, node=self._node
+            ),
+            self._storage,
+            IsoService(isos=self._isos),
+            NetworkService(store=store, bridge_faults=self._bridge_faults),
+            AuthService(
+                store=store, sessions=self._sessions, login=login, rights=self._rights, node=self._node, clock=time.time
+            ),
+            UserService(store=store, rights=self._rights, sessions=self._sessions, passwords=passwords, login=login),
+            GroupService(store=store, rights=self._rights),
+            AuditService(self._audit),
+            NodeService(store=store, node=self._node, hypervisor=self._libvirt, accelerator=self._accelerator),
+            TaskService(tasks=self._tasks, rights=self._rights),
+        ]
+        transport.configure()
+        server = Server(
+            settings.listen.address,
+            settings.listen.port,
+            node=self._node,
+            context=self._current_context,
+            authenticate=login.authenticate,
+            limits=Limits(
+                connections=settings.limits.connections,
+                handshake_timeout=settings.limits.handshake_timeout,
+                idle_timeout=settings.limits.idle_connection,
+                message_size=settings.limits.message_size,
+            ),
+        )
+        for contract, service in zip(api.contracts(), services, strict=True):
+            server.register(publish(contract, service, self._guard), contract.object_id)  # type: ignore[attr-defined]
+        return server
+
+    def _vm_of_disk(self, disk: str) -> str | None:
+        record = self._store.get(DiskRecord, disk)
+        return record.vm if record is not None else None
+
+    def _publish(self, server: Server) -> None:
+        address = self._settings.listen.address
+        host = "localhost" if address in ("0.0.0.0", "::", "127.0.0.1", "::1") else address  # noqa: S104
+        endpoint = msgspec.json.encode({"host": host, "port": server.port, "node": self._node})
+        files.write_atomically(self._settings.paths.run / ENDPOINT_FILE, endpoint + b"\n", mode=0o644)
+
+    def _unpublish(self) -> None:
+        for name in (ENDPOINT_FILE, first_start.TOKEN_FILE):
+            (self._settings.paths.run / name).unlink(missing_ok=True)
+
+    def _handle_signals(self, server: Server) -> None:
+        def stop(number: int, frame: object) -> None:  # noqa: ARG001
+            self._stopping.set()
+            threading.Thread(target=server.transportServer.wakeup, daemon=True).start()
+
+        signal.signal(signal.SIGTERM, stop)
+        signal.signal(signal.SIGINT, stop)
+
+    def _goes_on(self) -> bool:
+        # Called by the accept loop at least every two seconds: if it hangs, systemd's watchdog hears nothing.
+        systemd.alive()
+        return not self._stopping.is_set()
+
+    # --- chores -------------------------------------------------------------------------------------------------------
+
+    def _settle(self) -> None:
+        for task in self._tasks.settle():
+            if task.state in ENDED:
+                caller = Caller(user=task.user)
+                self._audit.record(caller, task.operation, task.target, _interrupted(task.error), task.id)
+
+    def _settle_stuck(self) -> None:
+        if self._libvirt.connected and any(task.state is TaskState.STUCK for task in self._tasks.list(ended=False)):
+            self._settle()
+
+    def _drop_idle(self) -> None:
+        self._consoles.close_idle()
+        self._sessions.purge(time.time())
+
+    def _prune(self) -> None:
+        self._tasks.prune()
+        self._audit.prune()
+
+    # --- autostart ----------------------------------------------------------------------------------------------------
+
+    def _stopped_machines(self) -> Mapping[str, AutoStart]:
+        return {
+            vm.name: vm.autostart
+            for vm in self._store.all(VmRecord).values()
+            if vm.node == self._node and not self._domains.is_active(vm)
+        }
+
+    def _start_machine(self, name: str) -> None:
+        operation = operations(VmApi)["start"]
+        published = Published(operation, self._vms.start)
+        reply = self._guard.call(published, Caller(user=SYSTEM, root=True), (), {"name": name})
+        if reply.error is not None:
+            raise from_wire(reply.error)
+
+
+def _interrupted(error: dict[str, object] | None) -> McvirtError | None:
+    return None if error is None else from_wire(error)

@@ -1,0 +1,74 @@
+"""What the daemon does now and then, without being asked."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable
+
+import msgspec
+
+log = logging.getLogger(__name__)
+
+
+class Chore(msgspec.Struct):
+    """*work* is done every *seconds*, the first time after *first*."""
+
+    name: str
+    seconds: float
+    work: Callable[[], object]
+    first: float = 0.0
+    due: float = 0.0
+
+
+class Maintenance:
+    """One thread that does chores when they are due. A chore that fails is logged, and done again when next due."""
+
+    def __init__(self, chores: list[Chore], clock: Callable[[], float] = time.monotonic) -> None:
+        self._chores = chores
+        self._clock = clock
+        self._changed = threading.Condition()
+        self._stopped = False
+        self._thread = threading.Thread(target=self._run, name="maintenance", daemon=True)
+
+    def start(self) -> None:
+        """Begin."""
+        now = self._clock()
+        for chore in self._chores:
+            chore.due = now + chore.first
+        self._thread.start()
+
+    def hurry(self, name: str) -> None:
+        """The chore *name* is due now."""
+        with self._changed:
+            for chore in self._chores:
+                if chore.name == name:
+                    chore.due = 0.0
+            self._changed.notify()
+
+    def stop(self, within: float = 5.0) -> None:
+        """End; a chore that is being done is waited for."""
+        with self._changed:
+            self._stopped = True
+            self._changed.notify()
+        if self._thread.is_alive():
+            self._thread.join(within)
+
+    def _run(self) -> None:
+        while True:
+            with self._changed:
+                if self._stopped:
+                    return
+                now = self._clock()
+                due = [chore for chore in self._chores if chore.due <= now]
+                if not due:
+                    self._changed.wait(min(chore.due for chore in self._chores) - now)
+                    continue
+                for chore in due:
+                    chore.due = now + chore.seconds
+            for chore in due:
+                try:
+                    chore.work()
+                except Exception:
+                    log.exception("the chore '%s' failed", chore.name)

@@ -1,0 +1,27 @@
+"""What all work on virtual machines stands on."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from mcvirtd.hypervisor.verbs import HypervisorVerbs
+from mcvirtd.state.store import Store
+from mcvirtd.storage.disks import Disks
+from mcvirtd.tasks.transaction import Journal
+from mcvirtd.vm.design import Designer
+from mcvirtd.vm.domains import Domains
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ground:
+    """The node's parts. *bridge_problem* says why machines can't be connected to an interface, '' if they can."""
+
+    node: str
+    store: Store
+    journal: Journal
+    hypervisor: HypervisorVerbs
+    domains: Domains
+    designs: Designer
+    disks: Disks
+    bridge_problem: Callable[[str], str]
