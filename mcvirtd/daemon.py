@@ -273,7 +273,12 @@ class Daemon:
         services: list[object] = [
             self._vms,
             HardDriveService(
-                store=store, journal=self._journal, locks=self._locks, disks=self._disks, attachments=self._changes, node=self._node
+                store=store,
+                journal=self._journal,
+                locks=self._locks,
+                disks=self._disks,
+                attachments=self._changes,
+                node=self._node,
             ),
             self._storage,
             IsoService(isos=self._isos),

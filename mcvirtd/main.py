@@ -58,8 +58,8 @@ def _log(settings: Settings) -> None:
 
 
 def _check(path: Path) -> int:
-    from mcvirtd.check import check, check_file
     from mcvirtd.auth.first_start import frozen_name
+    from mcvirtd.check import check, check_file
 
     settings, findings = check_file(path)
     if settings is not None:

@@ -181,9 +181,8 @@ class McvirtNode:
             env={**os.environ, **self.client_env(), **(env or {})},
         )
         if check and result.returncode:
-            raise AssertionError(
-                f"mcvirt {' '.join(argv)}: status {result.returncode}\n{result.stdout}{result.stderr}\n{self.log_tail()}"
-            )
+            said = f"{result.stdout}{result.stderr}\n{self.log_tail()}"
+            raise AssertionError(f"mcvirt {' '.join(argv)}: status {result.returncode}\n{said}")
         return result
 
     def client_env(self) -> dict[str, str]:
