@@ -15,9 +15,15 @@ class Console:
     At most *BUFFER_LIMIT* bytes that nobody has read are kept: the oldest go first, as on a screen.
     """
 
-    def __init__(self, send: Callable[[bytes], int], hang_up: Callable[[], None]) -> None:
+    def __init__(
+        self,
+        send: Callable[[bytes], int],
+        hang_up: Callable[[], None],
+        stop_listening: Callable[[], None] = lambda: None,
+    ) -> None:
         self._send = send
         self._hang_up = hang_up
+        self._stop_listening = stop_listening
         self._arrived = threading.Condition()
         self._buffer = bytearray()
         self._ended = False
@@ -79,6 +85,11 @@ class Console:
             self._buffer += data
             del self._buffer[:-BUFFER_LIMIT]
             self._arrived.notify_all()
+
+    def lose(self) -> None:
+        """Listen no longer: nothing more can come."""
+        self._stop_listening()
+        self.end()
 
     def end(self) -> None:
         """Note that there is nobody at the other end any more."""

@@ -22,15 +22,14 @@ from mcvirtd.hypervisor.console import Console
 from mcvirtd.hypervisor.design import Accelerator
 from mcvirtd.hypervisor.devices import DeviceNews
 from mcvirtd.hypervisor.facts import DomainStats, HostFacts, stats_of, version_text
-from mcvirtd.hypervisor.states import Condition, DomainState, DomainStates, Predicate, Subscriber
+from mcvirtd.hypervisor.keeper import Keeper, Link, Lost
+from mcvirtd.hypervisor.states import Condition, DomainState
 from mcvirtd.hypervisor.xml import read
 
 log = logging.getLogger(__name__)
 
 KEEPALIVE_INTERVAL = 5
 KEEPALIVE_COUNT = 3
-FIRST_RETRY = 0.2
-LAST_RETRY = 5.0
 
 _CONDITIONS: dict[int, Condition] = {
     libvirt.VIR_DOMAIN_RUNNING: "running",
@@ -90,91 +89,32 @@ def _run_event_loop() -> None:
             never.wait(1)
 
 
-class _Link:
-    """One connection to libvirtd, from its opening to its end, and what its events left to be looked at."""
-
-    def __init__(self, conn: Any) -> None:
-        self.conn = conn
-        self.lost: str | None = None
-        self.touched: set[str] = set()
-        self.callbacks: list[int] = []
-
-
-class Hypervisor:
+class Hypervisor(Keeper):
     """libvirtd on this node. Every verb raises LibvirtUnreachable at once while there is no connection to it."""
 
     def __init__(self, uri: str, node: str) -> None:
-        self.uri = uri
-        self.node = node
-        self._states = DomainStates()
+        super().__init__(uri, node)
         self._devices = DeviceNews()
-        self._changed = threading.Condition()
         # Held while a state is read *and* noted, so that an older answer never replaces a newer one.
         self._reading = threading.Lock()
-        self._link: _Link | None = None
-        self._why_not = "it was not asked yet."
-        self._attempts = 0
-        self._closed = False
-        self._keeper: threading.Thread | None = None
 
     # --- the connection -------------------------------------------------------------------------------------------
 
-    def connect(self, within: float = 10.0) -> bool:
-        """Connect, and keep a connection from now on. Return whether the first attempt gave one in *within* seconds."""
+    def _open(self) -> Link:
         _start_event_loop()
-        self._keeper = threading.Thread(target=self._keep, name=f"libvirt-{self.node}", daemon=True)
-        self._keeper.start()
-        with self._changed:
-            self._changed.wait_for(lambda: self._attempts > 0, within)
-            return self._link is not None
-
-    def close(self) -> None:
-        """Give the connection up for good; whoever waits for a state is woken."""
-        with self._changed:
-            self._closed = True
-            self._changed.notify_all()
-        self._states.close()
-        if self._keeper is not None:
-            self._keeper.join(5)
-
-    @property
-    def connected(self) -> bool:
-        """Whether libvirtd answers, as far as is known."""
-        with self._changed:
-            return self._link is not None and self._link.lost is None
-
-    def wait_connected(self, within: float) -> bool:
-        """Return True as soon as there is a connection and every domain was read; False after *within* seconds."""
-        with self._changed:
-            return self._changed.wait_for(lambda: self._link is not None and self._link.lost is None, within)
-
-    def _keep(self) -> None:
-        retry = FIRST_RETRY
-        while not self._closed:
-            link = None
-            try:
-                link = self._open()
-                self._read_all(link)
-            except libvirt.libvirtError as error:
-                self._note_attempt(None, _sentence(error))
-                if link is not None:
-                    self._drop(link)
-                with self._changed:
-                    self._changed.wait_for(lambda: self._closed, retry)
-                retry = min(retry * 2, LAST_RETRY)
-                continue
-            log.info("connected to libvirtd at %s", self.uri)
-            self._note_attempt(link, "")
-            retry = FIRST_RETRY
-            self._follow(link)
-            self._note_attempt(None, link.lost or "mcvirtd is closing its connection.")
-            if not self._closed:
-                log.warning("the connection to libvirtd at %s is lost: %s", self.uri, link.lost)
+        try:
+            link = Link(libvirt.open(self.uri))
+        except libvirt.libvirtError as error:
+            raise Lost(_sentence(error)) from error
+        try:
+            self._listen(link)
+            self._read_all(link)
+        except libvirt.libvirtError as error:
             self._drop(link)
+            raise Lost(_sentence(error)) from error
+        return link
 
-    def _open(self) -> _Link:
-        conn = libvirt.open(self.uri)
-        link = _Link(conn)
+    def _listen(self, link: Link) -> None:
 
         def lost(_conn: Any, reason: int, _opaque: Any) -> None:
             words = {libvirt.VIR_CONNECT_CLOSE_REASON_KEEPALIVE: "libvirtd stopped answering."}
@@ -191,21 +131,16 @@ class Hypervisor:
         def refused(_conn: Any, domain: Any, _alias: str, _opaque: Any) -> None:
             self._devices.note(domain.UUIDString(), refused=True)
 
-        try:
-            conn.registerCloseCallback(lost, None)
-            conn.setKeepAlive(KEEPALIVE_INTERVAL, KEEPALIVE_COUNT)
-            for event, callback in (
-                (libvirt.VIR_DOMAIN_EVENT_ID_LIFECYCLE, happened),
-                (libvirt.VIR_DOMAIN_EVENT_ID_DEVICE_REMOVED, removed),
-                (libvirt.VIR_DOMAIN_EVENT_ID_DEVICE_REMOVAL_FAILED, refused),
-            ):
-                link.callbacks.append(conn.domainEventRegisterAny(None, event, callback, None))
-        except libvirt.libvirtError:
-            self._drop(link)
-            raise
-        return link
+        link.conn.registerCloseCallback(lost, None)
+        link.conn.setKeepAlive(KEEPALIVE_INTERVAL, KEEPALIVE_COUNT)
+        for event, callback in (
+            (libvirt.VIR_DOMAIN_EVENT_ID_LIFECYCLE, happened),
+            (libvirt.VIR_DOMAIN_EVENT_ID_DEVICE_REMOVED, removed),
+            (libvirt.VIR_DOMAIN_EVENT_ID_DEVICE_REMOVAL_FAILED, refused),
+        ):
+            link.callbacks.append(link.conn.domainEventRegisterAny(None, event, callback, None))
 
-    def _drop(self, link: _Link) -> None:
+    def _drop(self, link: Link) -> None:
         for callback in link.callbacks:
             try:
                 link.conn.domainEventDeregisterAny(callback)
@@ -215,35 +150,10 @@ class Hypervisor:
             link.conn.unregisterCloseCallback()
         except libvirt.libvirtError:
             pass
+        for console in list(link.consoles):
+            console.lose()  # libvirt tells streams nothing of the end of their connection
 
-    def _note_attempt(self, link: _Link | None, why_not: str) -> None:
-        with self._changed:
-            self._link = link
-            self._why_not = why_not
-            self._attempts += 1
-            self._changed.notify_all()
-
-    def _note_lost(self, link: _Link, why: str) -> None:
-        with self._changed:
-            link.lost = link.lost or why
-            self._changed.notify_all()
-
-    def _touch(self, link: _Link, uuid: str) -> None:
-        with self._changed:
-            link.touched.add(uuid)
-            self._changed.notify_all()
-
-    def _follow(self, link: _Link) -> None:
-        while True:
-            with self._changed:
-                self._changed.wait_for(lambda: self._closed or link.lost or link.touched)
-                if self._closed or link.lost:
-                    return
-                touched, link.touched = link.touched, set()
-            for uuid in touched:
-                self._read(link, uuid)
-
-    def _read(self, link: _Link, uuid: str) -> None:
+    def _read(self, link: Link, uuid: str) -> None:
         """Note what the domain is now; the connection is given up when that can't be known."""
         try:
             with self._reading:
@@ -257,7 +167,7 @@ class Hypervisor:
         except libvirt.libvirtError as error:
             self._note_lost(link, _sentence(error))
 
-    def _read_all(self, link: _Link) -> None:
+    def _read_all(self, link: Link) -> None:
         with self._reading:
             persistent = {
                 domain.UUIDString() for domain in link.conn.listAllDomains(libvirt.VIR_CONNECT_LIST_DOMAINS_PERSISTENT)
@@ -272,12 +182,8 @@ class Hypervisor:
     # --- asking ---------------------------------------------------------------------------------------------------
 
     @contextmanager
-    def _asking(self, action: str, uuid: str = "") -> Iterator[_Link]:
-        with self._changed:
-            link = self._link
-            if link is None or link.lost is not None:
-                why = self._why_not if link is None else link.lost
-                raise LibvirtUnreachable(node=self.node, uri=self.uri, reason=why)
+    def _asking(self, action: str, uuid: str = "") -> Iterator[Link]:
+        link = self._live()
         try:
             yield link
         except libvirt.libvirtError as error:
@@ -293,34 +199,13 @@ class Hypervisor:
                 if link.lost is None:
                     self._read(link, uuid)
 
-    def _in_our_words(self, link: _Link, action: str, uuid: str, error: Any) -> McvirtError:
+    def _in_our_words(self, link: Link, action: str, uuid: str, error: Any) -> McvirtError:
         if link.lost is not None or not link.conn.isAlive():
             self._note_lost(link, _sentence(error))
             return LibvirtUnreachable(node=self.node, uri=self.uri, reason=_sentence(error))
         if uuid and error.get_error_code() == libvirt.VIR_ERR_NO_DOMAIN:
             return DomainMissing(node=self.node, uuid=uuid)
         return LibvirtFailed(action=action, reason=_sentence(error))
-
-    # --- what is there (from memory) ------------------------------------------------------------------------------
-
-    def domains(self) -> Mapping[str, DomainState]:
-        """Every domain of this node by UUID, as last known (see ``connected``); a snapshot."""
-        return self._states.all()
-
-    def state(self, uuid: str) -> DomainState | None:
-        """The domain with this UUID as last known, or None."""
-        return self._states.get(uuid)
-
-    def subscribe(self, subscriber: Subscriber) -> Callable[[], None]:
-        """Have *subscriber* called with UUID and new state (None: gone) at each change; the result ends that.
-
-        It is called from a thread of its own, one change after the other, and may call verbs.
-        """
-        return self._states.subscribe(subscriber)
-
-    def wait_for(self, uuid: str, predicate: Predicate, within: float) -> bool:
-        """Return True as soon as *predicate* holds for the domain's state, False if it does not in *within* seconds."""
-        return self._states.wait_for(uuid, predicate, within)
 
     # --- what is there (asked) ------------------------------------------------------------------------------------
 
@@ -355,6 +240,8 @@ class Hypervisor:
         """What a domain uses now."""
         with self._asking(f"measure domain {uuid}", uuid) as link:
             domain = link.conn.lookupByUUIDString(uuid)
+            if not domain.isActive():
+                return DomainStats(uuid=uuid)  # libvirt would tell what it used when it ran
             found = link.conn.domainListGetStats([domain], _STATS, libvirt.VIR_CONNECT_GET_ALL_DOMAINS_STATS_NOWAIT)
             return next(iter(self._measured(found).values()), DomainStats(uuid=uuid))
 
@@ -511,20 +398,23 @@ class Hypervisor:
             domain = link.conn.lookupByUUIDString(uuid)
             stream = link.conn.newStream(libvirt.VIR_STREAM_NONBLOCK)
             domain.openConsole(None, stream, libvirt.VIR_DOMAIN_CONSOLE_FORCE)
-            return _console_on(stream)
+            console = _console_on(stream)
+            link.consoles.add(console)
+            if link.lost is not None:
+                console.lose()
+            return console
 
 
 def _console_on(stream: Any) -> Console:
     listening = threading.Lock()  # held by whoever takes the callback off, which may be done once only
 
-    def deafen() -> bool:
+    def deafen() -> None:
         if not listening.acquire(blocking=False):
-            return False
+            return
         try:
             stream.eventRemoveCallback()
         except libvirt.libvirtError:
             pass  # its connection is gone
-        return True
 
     def send(data: bytes) -> int:
         try:
@@ -539,7 +429,7 @@ def _console_on(stream: Any) -> Console:
         except libvirt.libvirtError:
             pass  # the other end was first
 
-    console = Console(send, hang_up)
+    console = Console(send, hang_up, deafen)
 
     def heard(_stream: Any, events: int, _opaque: Any) -> None:
         over = bool(events & (libvirt.VIR_STREAM_EVENT_ERROR | libvirt.VIR_STREAM_EVENT_HANGUP))
@@ -553,8 +443,7 @@ def _console_on(stream: Any) -> Console:
             over = True
         if over:
             # An ended stream is readable for ever: with the callback on, the event loop would spin.
-            deafen()
-            console.end()
+            console.lose()
 
     events = libvirt.VIR_STREAM_EVENT_READABLE | libvirt.VIR_STREAM_EVENT_ERROR | libvirt.VIR_STREAM_EVENT_HANGUP
     stream.eventAddCallback(events, heard, None)

@@ -1,0 +1,171 @@
+"""One connection, kept: opened, followed until it breaks, and opened again; and the memory of what it told."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import weakref
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from mcvirt.errors import LibvirtUnreachable
+from mcvirtd.hypervisor.console import Console
+from mcvirtd.hypervisor.states import DomainState, DomainStates, Predicate, Subscriber
+
+log = logging.getLogger(__name__)
+
+FIRST_RETRY = 0.2
+LAST_RETRY = 5.0
+
+
+class Lost(Exception):
+    """A connection was not made; the text says why."""
+
+
+class Link:
+    """One connection, from its opening to its end, and what its events left to be looked at."""
+
+    def __init__(self, conn: Any) -> None:
+        self.conn = conn
+        self.lost: str | None = None
+        self.touched: set[str] = set()
+        self.callbacks: list[int] = []
+        self.consoles: weakref.WeakSet[Console] = weakref.WeakSet()
+
+
+class Keeper:
+    """Keeps a connection from ``connect`` to ``close``, and answers from memory what was last known."""
+
+    def __init__(self, uri: str, node: str) -> None:
+        self.uri = uri
+        self.node = node
+        self._states = DomainStates()
+        self._changed = threading.Condition()
+        self._link: Link | None = None
+        self._why_not = "it was not asked yet."
+        self._attempts = 0
+        self._closed = False
+        self._thread: threading.Thread | None = None
+
+    # --- for subclasses to give -------------------------------------------------------------------------------------
+
+    def _open(self) -> Link:
+        """A new connection whose events are listened to, every domain being read; Lost if there is none."""
+        raise NotImplementedError
+
+    def _read(self, link: Link, uuid: str) -> None:
+        """Note what a domain is now; on trouble, note that *link* is lost."""
+        raise NotImplementedError
+
+    def _drop(self, link: Link) -> None:
+        """Listen to *link* no longer, and let it go."""
+        raise NotImplementedError
+
+    # --- the connection ---------------------------------------------------------------------------------------------
+
+    def connect(self, within: float = 10.0) -> bool:
+        """Connect, and keep a connection from now on. Return whether the first attempt gave one in *within* seconds."""
+        self._thread = threading.Thread(target=self._keep, name=f"libvirt-{self.node}", daemon=True)
+        self._thread.start()
+        with self._changed:
+            self._changed.wait_for(lambda: self._attempts > 0, within)
+            return self._link is not None
+
+    def close(self) -> None:
+        """Give the connection up for good; whoever waits for a state is woken."""
+        with self._changed:
+            self._closed = True
+            self._changed.notify_all()
+        self._states.close()
+        if self._thread is not None:
+            self._thread.join(5)
+
+    @property
+    def connected(self) -> bool:
+        """Whether libvirtd answers, as far as is known."""
+        with self._changed:
+            return self._is_live()
+
+    def wait_connected(self, within: float) -> bool:
+        """Return True as soon as there is a connection and every domain was read; False after *within* seconds."""
+        with self._changed:
+            return self._changed.wait_for(self._is_live, within)
+
+    def _is_live(self) -> bool:
+        return self._link is not None and self._link.lost is None
+
+    def _live(self) -> Link:
+        with self._changed:
+            link = self._link
+            if link is None or link.lost is not None:
+                why = self._why_not if link is None else link.lost
+                raise LibvirtUnreachable(node=self.node, uri=self.uri, reason=why)
+            return link
+
+    def _keep(self) -> None:
+        retry = FIRST_RETRY
+        while not self._closed:
+            try:
+                link = self._open()
+            except Lost as error:
+                self._note_attempt(None, str(error))
+                with self._changed:
+                    self._changed.wait_for(lambda: self._closed, retry)
+                retry = min(retry * 2, LAST_RETRY)
+                continue
+            log.info("connected to libvirtd at %s", self.uri)
+            retry = FIRST_RETRY
+            self._note_attempt(link, "")
+            self._follow(link)
+            self._note_attempt(None, link.lost or "the connection was given up.")
+            if not self._closed:
+                log.warning("the connection to libvirtd at %s is lost: %s", self.uri, link.lost)
+            self._drop(link)
+
+    def _follow(self, link: Link) -> None:
+        while True:
+            with self._changed:
+                self._changed.wait_for(lambda: self._closed or link.lost or link.touched)
+                if self._closed or link.lost:
+                    return
+                touched, link.touched = link.touched, set()
+            for uuid in touched:
+                self._read(link, uuid)
+
+    def _note_attempt(self, link: Link | None, why_not: str) -> None:
+        with self._changed:
+            self._link = link
+            self._why_not = why_not
+            self._attempts += 1
+            self._changed.notify_all()
+
+    def _note_lost(self, link: Link, why: str) -> None:
+        with self._changed:
+            link.lost = link.lost or why
+            self._changed.notify_all()
+
+    def _touch(self, link: Link, uuid: str) -> None:
+        with self._changed:
+            link.touched.add(uuid)
+            self._changed.notify_all()
+
+    # --- what is there (from memory) --------------------------------------------------------------------------------
+
+    def domains(self) -> Mapping[str, DomainState]:
+        """Every domain of this node by UUID, as last known (see ``connected``); a snapshot."""
+        return self._states.all()
+
+    def state(self, uuid: str) -> DomainState | None:
+        """The domain with this UUID as last known, or None."""
+        return self._states.get(uuid)
+
+    def subscribe(self, subscriber: Subscriber) -> Callable[[], None]:
+        """Have *subscriber* called with UUID and new state (None: gone) at each change; the result ends that.
+
+        It is called from a thread of its own, one change after the other, and may call verbs.
+        """
+        return self._states.subscribe(subscriber)
+
+    def wait_for(self, uuid: str, predicate: Predicate, within: float) -> bool:
+        """Return True as soon as *predicate* holds for the domain's state, False if it does not in *within* seconds."""
+        return self._states.wait_for(uuid, predicate, within)

@@ -1,0 +1,158 @@
+"""What the hypervisor keeps in memory: states, consoles, news of devices, and the choice of an accelerator."""
+
+from __future__ import annotations
+
+import threading
+
+import msgspec
+import pytest
+
+from mcvirt.errors import DeadlinePassed, LibvirtFailed, LibvirtUnreachable
+from mcvirtd.hypervisor.accelerator import choose, cpu_has_it, device_trouble
+from mcvirtd.hypervisor.console import BUFFER_LIMIT, Console
+from mcvirtd.hypervisor.devices import DeviceNews
+from mcvirtd.hypervisor.keeper import Keeper, Link, Lost
+from mcvirtd.hypervisor.states import DomainState, DomainStates
+
+ONE = DomainState(uuid="1", name="one", condition="running", id=7)
+OFF = msgspec.structs.replace(ONE, condition="stopped", id=None)
+
+
+def test_waiting_for_a_state_ends_when_it_comes() -> None:
+    states = DomainStates()
+    threading.Timer(0.05, states.put, ("1", ONE)).start()
+    assert states.wait_for("1", lambda state: state is not None and state.running, 10)
+    assert not states.wait_for("1", lambda state: state is None, 0.01)
+
+
+def test_closing_wakes_who_waits() -> None:
+    states = DomainStates()
+    threading.Timer(0.05, states.close).start()
+    assert not states.wait_for("1", lambda state: state is not None, 30)
+
+
+def test_subscribers_hear_every_change_in_order_even_after_one_fails() -> None:
+    states = DomainStates()
+    heard: list[tuple[str, DomainState | None]] = []
+    done = threading.Event()
+
+    def fail(uuid: str, state: DomainState | None) -> None:
+        raise ValueError("this subscriber is broken")
+
+    def note(uuid: str, state: DomainState | None) -> None:
+        heard.append((uuid, state))
+        if len(heard) == 4:
+            done.set()
+
+    states.subscribe(fail)
+    states.subscribe(note)
+    states.put("1", ONE)
+    states.put("1", ONE)  # no change
+    states.put("1", OFF)
+    states.replace({"2": msgspec.structs.replace(ONE, uuid="2")})
+    assert done.wait(10)
+    assert heard == [("1", ONE), ("1", OFF), ("1", None), ("2", msgspec.structs.replace(ONE, uuid="2"))]
+    states.close()
+
+
+def test_a_snapshot_does_not_change() -> None:
+    states = DomainStates()
+    states.put("1", ONE)
+    before = states.all()
+    states.put("1", None)
+    assert dict(before) == {"1": ONE} and dict(states.all()) == {}
+
+
+def test_a_console_keeps_the_newest_and_ends_once_read() -> None:
+    hung_up = []
+    console = Console(send=len, hang_up=lambda: hung_up.append(True))
+    console.feed(b"old")
+    console.feed(b"x" * BUFFER_LIMIT)
+    console.end()
+    assert not console.ended
+    assert console.read(0) == b"x" * BUFFER_LIMIT
+    assert console.ended and console.read(30) == b""
+    console.close()
+    console.close()
+    assert hung_up == [True]
+
+
+def test_a_refusal_and_a_silence_are_told_apart() -> None:
+    news = DeviceNews()
+    since = news.heard("1")
+    with pytest.raises(DeadlinePassed):
+        news.wait_until_gone("1", "disk vdb", lambda: True, since, 0.05)
+    threading.Timer(0.05, news.note, ("1",), {"refused": True}).start()
+    with pytest.raises(LibvirtFailed, match="disk vdb"):
+        news.wait_until_gone("1", "disk vdb", lambda: True, since, 10)
+    answers = iter([True, False])
+    threading.Timer(0.05, news.note, ("1",)).start()
+    news.wait_until_gone("1", "disk vdb", lambda: next(answers), news.heard("1"), 10)
+
+
+class _Flaky(Keeper):
+    """Fails to connect twice, then connects; ``cut`` breaks what there is."""
+
+    def __init__(self) -> None:
+        super().__init__("test:///", "n1")
+        self.opened: list[Link] = []
+        self.failures = 2
+        self.dropped: list[Link] = []
+
+    def _open(self) -> Link:
+        if self.failures:
+            self.failures -= 1
+            raise Lost("nobody is there.")
+        self.opened.append(Link(object()))
+        return self.opened[-1]
+
+    def _read(self, link: Link, uuid: str) -> None:
+        self._states.put(uuid, msgspec.structs.replace(ONE, uuid=uuid))
+
+    def _drop(self, link: Link) -> None:
+        self.dropped.append(link)
+
+
+def test_a_connection_is_kept_and_made_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("mcvirtd.hypervisor.keeper.FIRST_RETRY", 0.01)
+    keeper = _Flaky()
+    with pytest.raises(LibvirtUnreachable):
+        keeper._live()
+    assert not keeper.connect(10)
+    assert keeper.wait_connected(10)
+    keeper._touch(keeper._live(), "9")
+    assert keeper.wait_for("9", lambda state: state is not None, 10)
+    first = keeper._live()
+    keeper._note_lost(first, "the cable was cut.")
+    assert not keeper.connected or keeper._live() is not first
+    assert keeper.wait_connected(10) and keeper._live() is not first
+    assert keeper.state("9") is not None  # what was known stays known
+    keeper.close()
+    assert keeper.dropped == keeper.opened and len(keeper.opened) == 2
+    with pytest.raises(LibvirtUnreachable, match="given up"):
+        keeper._live()
+
+
+@pytest.mark.parametrize(
+    ("setting", "trouble", "cpu", "known", "choice", "word"),
+    [
+        ("auto", None, True, True, "kvm", "offer"),
+        ("auto", "there is no /dev/kvm", True, True, "tcg", "no /dev/kvm"),
+        ("auto", None, False, True, "tcg", "hardware virtualisation"),
+        ("auto", None, True, False, "tcg", "libvirt"),
+        ("tcg", None, True, True, "tcg", "settings"),
+        ("kvm", None, False, True, "kvm", "although"),
+    ],
+)
+def test_kvm_is_taken_only_where_guests_run_with_it(
+    setting: str, trouble: str | None, cpu: bool, known: bool, choice: str, word: str
+) -> None:
+    found = choose(setting, device_trouble=trouble, cpu_has_it=cpu, libvirt_knows_it=lambda: known)
+    assert found[0] == choice and word in found[1]
+
+
+def test_the_processor_is_asked_for_whole_words() -> None:
+    assert cpu_has_it("flags\t\t: fpu vmx sse\n")
+    assert cpu_has_it("flags\t\t: fpu svm\n")
+    assert not cpu_has_it("flags\t\t: fpu vmxnet osvw\nvmx flags\t: vnmi\n")
+    assert device_trouble("/nowhere/kvm") == "there is no /nowhere/kvm"
