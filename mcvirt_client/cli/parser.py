@@ -56,6 +56,17 @@ class Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         raise UsageError(f"{message[:1].upper()}{message[1:].rstrip('.')}.", f"`{self.prog} --help` explains.")
 
+    def own_usage(self) -> str:
+        """The usage without the flags that every command takes."""
+        own = [action for action in self._actions if action.dest not in GLOBAL_DESTS]
+        return self._get_formatter()._format_usage(None, own, self._mutually_exclusive_groups, "").strip()
+
+    def format_help(self) -> str:
+        """The help; its usage leaves the global flags to their own list."""
+        # A percent sign would be taken for a field to be filled in.
+        self.usage = self.own_usage().replace("%", "%%") + " [global flags]"
+        return super().format_help()
+
     def argument(self, *names: str, live: str | None = None, **kwargs: Any) -> argparse.Action:
         """add_argument; *live* names what the completion offers (see mcvirt_client.cli.live)."""
         action = self.add_argument(*names, **kwargs)
@@ -69,6 +80,9 @@ def complete(action: argparse.Action, live: str | None) -> None:
         action.live = live  # type: ignore[attr-defined]
 
 
+GLOBAL_DESTS = frozenset(
+    ["help", "json", "quiet", "yes", "no_wait", "timeout", "host", "ca_file", "username", "password", "password_file", "cache_credentials", "ignore_failed_nodes", "accept_failed_nodes_warning", "ignore_drbd"]
+)
 GLOBAL_HELP = "Global flags, before or after the command's name"
 
 
@@ -233,8 +247,3 @@ def group_help(name: str, group: Group) -> str:
     lines += [f"  {command.examples[0]}" for command in group.commands.values() if not command.alias_of]
     lines += ["", f"`mcvirt {name} COMMAND --help` tells more about one of them."]
     return "\n".join(lines) + "\n"
-
-
-def print_help(text: str) -> None:
-    """Print *text* to stdout."""
-    sys.stdout.write(text)

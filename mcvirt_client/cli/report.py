@@ -47,7 +47,7 @@ def guarded(work: Callable[[], int | None]) -> int:
     except SystemExit as leaving:  # argparse's --help and --version
         return leaving.code if isinstance(leaving.code, int) else 0
     except UsageError as error:
-        return _said(f"{error} {error.hint}", EXIT_USAGE)
+        return _said(f"{error} {error.hint}".rstrip(), EXIT_USAGE)
     except McvirtError as error:
         return _said(str(error), error.exit_code)
     except Declined:
