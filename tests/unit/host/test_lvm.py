@@ -1,0 +1,91 @@
+"""What is asked of LVM, and how its answers are read; the reports are those of LVM 2.03.16 with a real volume group."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from mcvirt.errors import BadArgument, CommandFailed
+from mcvirtd.host import lvm_commands as commands
+from mcvirtd.host.lvm_reports import ThinPool, VolumeGroup, parse_groups, parse_thin_pools, parse_volumes
+
+GOLDEN = Path(__file__).parent / "golden"
+VOLUMES = (GOLDEN / "lvs.json").read_text()
+
+
+def test_volume_groups_are_read() -> None:
+    assert parse_groups((GOLDEN / "vgs.json").read_text()) == {
+        "vg0": VolumeGroup(
+            size=8585740288,
+            free=7465861120,
+            extent=4194304,
+            tags=frozenset({"mcvirt.sb-0123456789abcdef-0123456789abcdef01234567", "other"}),
+            missing_devices=0,
+            writable=True,
+        )
+    }
+
+
+def test_volumes_are_read_without_pools() -> None:
+    volumes = parse_volumes(VOLUMES)
+    assert sorted(volumes) == ["backup", "snap", "thick", "thin", "unfinished"]
+    assert (volumes["thick"].size, volumes["thick"].path, volumes["thick"].pool) == (8388608, "/dev/vg0/thick", None)
+    assert (volumes["thin"].size, volumes["thin"].pool) == (50331648, "pool")
+    assert volumes["thin"].tags == {"mcvirt.a", "mcvirt.b=5"}
+
+
+def test_states_of_volumes_are_read() -> None:
+    volumes = parse_volumes(VOLUMES)
+    assert {name: (each.active, each.open, each.snapshots) for name, each in volumes.items()} == {
+        "thick": (True, False, True),
+        "backup": (True, False, False),
+        "thin": (True, True, False),
+        "snap": (False, False, False),
+        "unfinished": (False, False, False),
+    }
+    assert volumes["unfinished"].unwiped_from == 4194304
+    assert volumes["thick"].unwiped_from is None
+
+
+def test_thin_pools_are_read() -> None:
+    assert parse_thin_pools(VOLUMES) == {
+        "pool": ThinPool(size=1073741824, data_percent=0.0, metadata_percent=11.04, zeroes=True),
+        "lax": ThinPool(size=16777216, data_percent=0.0, metadata_percent=10.84, zeroes=False),
+    }
+
+
+def test_empty_and_broken_reports() -> None:
+    assert parse_volumes((GOLDEN / "lvs-none.json").read_text()) == {}
+    for text in ("", "{}", '{"report": [{"vg": [{"vg_name": "x"}]}]}', '{"report": 1}'):
+        with pytest.raises(CommandFailed, match="not understood"):
+            parse_groups(text)
+
+
+def test_commands_are_exact() -> None:
+    assert commands.create("vg0", "disk", 5_000_001, thin_pool=None, tags=["a.b"]) == [
+        *("lvcreate", "-qq", "-y", "-Wn", "-Zn", "-L", "5000192b", "--addtag", "a.b", "-n", "disk", "vg0")
+    ]
+    assert commands.create("vg0", "disk", 1024, thin_pool="pool", tags=()) == [
+        *("lvcreate", "-qq", "-y", "-V", "1024b", "--thinpool", "pool", "-n", "disk", "vg0")
+    ]
+    assert commands.remove("vg0", "disk") == ["lvremove", "-qq", "-y", "vg0/disk"]
+    assert commands.extend("vg0", "disk", 1) == ["lvextend", "-qq", "-y", "-L", "512b", "vg0/disk"]
+    assert commands.report_volumes("vg0", "disk")[-3:] == ["-S", 'lv_name="disk"', "vg0"]
+    assert commands.tag_group("vg0", add="x", remove="y")[-5:] == ["--addtag", "x", "--deltag", "y", "vg0"]
+
+
+@pytest.mark.parametrize("bad", ["", "-x", "a/b", 'a"b', "a b", "..", "a\n", "a,b", "x" * 101])
+def test_no_bad_name_gets_into_a_command(bad: str) -> None:
+    for build in (commands.remove, commands.activate, commands.deactivate, commands.report_volumes):
+        for group, name in ((bad, "disk"), ("vg0", bad)):
+            with pytest.raises(BadArgument):
+                build(group, name)
+    with pytest.raises(BadArgument):
+        commands.create("vg0", "disk", 512, thin_pool=bad, tags=())
+
+
+@pytest.mark.parametrize("tag", ["", "-x", "a,b", "a b", "@x", "a\n", "x" * 300])
+def test_no_bad_tag_gets_into_a_command(tag: str) -> None:
+    with pytest.raises(BadArgument):
+        commands.create("vg0", "disk", 512, thin_pool=None, tags=[tag])
