@@ -48,7 +48,7 @@ bench: deps ## measure against plain Pyro4 and libvirt; writes build/bench.json
 docs: deps ## write docs/permissions.md from the contracts, and the manual pages into build/man
 	@$(PY) -m docs.permissions docs/permissions.md
 	mkdir -p $(BUILD)/man
-	$(PY) -m mcvirt_client.cli.manpage > $(BUILD)/man/mcvirt.1
+	$(PY) -m mcvirt_client.cli.manpage $(BUILD)/man
 	cp docs/man/mcvirtd.8 docs/man/mcvirtd.toml.5 $(BUILD)/man/
 	echo "docs/permissions.md and $(BUILD)/man are current."
 
@@ -120,7 +120,7 @@ install: ## install under PREFIX (/usr/local); with WHEELS=DIR without network; 
 	install -d "$(DESTDIR)$(PREFIX)/bin" "$(DESTDIR)$(PREFIX)/sbin" "$(DESTDIR)$(UNITDIR)" \
 	    "$$share/bash-completion/completions" "$$share/man/man1" "$$share/man/man5" "$$share/man/man8" "$$share/doc/mcvirt"
 	"$$new/bin/python" -I -m mcvirt_client.cli.completion > "$$work/completion"
-	"$$new/bin/python" -I -m mcvirt_client.cli.manpage > "$$work/mcvirt.1"
+	"$$new/bin/python" -I -m mcvirt_client.cli.manpage "$$work"
 	sed 's|/usr/local/|$(PREFIX)/|g' systemd/mcvirtd.service > "$$work/mcvirtd.service"
 	install -m 644 "$$work/completion" "$$share/bash-completion/completions/mcvirt"
 	install -m 644 "$$work/mcvirt.1" "$$share/man/man1/mcvirt.1"
