@@ -50,10 +50,12 @@ from mcvirtd.state.records import BackendRecord, DiskRecord, VmRecord
 from mcvirtd.state.store import Store
 from mcvirtd.storage.backends import BackendsOnNode, LocalBackends
 from mcvirtd.storage.disks import Disks
+from mcvirtd.storage.fetching import Fetcher
 from mcvirtd.storage.hard_drives import HardDriveService
 from mcvirtd.storage.iso_service import IsoService
-from mcvirtd.storage.isos import Isos
+from mcvirtd.storage.isos import IsoLibrary
 from mcvirtd.storage.service import StorageService
+from mcvirtd.storage.uploads import Uploads
 from mcvirtd.tasks.engine import Tasks
 from mcvirtd.tasks.locks import Locks
 from mcvirtd.tasks.service import TaskService
@@ -115,6 +117,7 @@ class Daemon:
             self._autostart.stop()
             self._maintenance.stop()
             self._tasks.close()
+            self._uploads.close()
             self._consoles.close_idle(every=True)
             self._sessions.flush()
             server.close()
@@ -177,7 +180,9 @@ class Daemon:
             node=node,
             used_paths=hypervisor.list_block_paths,
         )
-        self._isos = Isos(settings.paths.state / "iso", store=store, journal=journal, node=node)
+        self._isos = IsoLibrary(settings.paths.state)
+        self._isos.prepare()
+        self._uploads = Uploads(self._isos, clock=time.monotonic)
         designs = Designer(store, self._disks, self._isos, self._accelerator, str(settings.paths.state / "console"))
         domains = Domains(store, hypervisor, designs, journal, node)
         ground = Ground(
@@ -281,7 +286,15 @@ class Daemon:
                 node=self._node,
             ),
             self._storage,
-            IsoService(isos=self._isos),
+            IsoService(
+                store=store,
+                journal=self._journal,
+                locks=self._locks,
+                node=self._node,
+                library=self._isos,
+                uploads=self._uploads,
+                fetcher=Fetcher(),
+            ),
             NetworkService(store=store, bridge_faults=self._bridge_faults),
             AuthService(
                 store=store, sessions=self._sessions, login=login, rights=self._rights, node=self._node, clock=time.time

@@ -38,7 +38,9 @@ class McvirtNode:
         capabilities: Path | None = None,
         settings: str = "",
         deadline: float = 60.0,
+        module: str = "mcvirtd.main",
     ) -> None:
+        """*module* is what is run as the daemon: mcvirtd itself, or a test's wrapping of it."""
         self.directory = directory.absolute()
         self.name = name
         self.host = LibvirtHost(self.directory / "host", name, capabilities=capabilities)
@@ -50,6 +52,7 @@ class McvirtNode:
         self._simulate = simulate
         self._settings = settings
         self._deadline = deadline
+        self._module = module
         self._daemon: subprocess.Popen[bytes] | None = None
         self._log: IO[bytes] | None = None
 
@@ -100,7 +103,7 @@ class McvirtNode:
         path = self.directory / "notify"
         path.unlink(missing_ok=True)
         notify.bind(str(path))
-        argv = [str(_BIN / "python"), "-m", "mcvirtd.main", "--settings", str(self.settings_path)]
+        argv = [str(_BIN / "python"), "-m", self._module, "--settings", str(self.settings_path)]
         if self._simulate:
             argv.append("--simulate")
         self._daemon = self.host.popen(
