@@ -81,7 +81,10 @@ def complete(action: argparse.Action, live: str | None) -> None:
 
 
 GLOBAL_DESTS = frozenset(
-    ["help", "json", "quiet", "yes", "no_wait", "timeout", "host", "ca_file", "username", "password", "password_file", "cache_credentials", "ignore_failed_nodes", "accept_failed_nodes_warning", "ignore_drbd"]
+    {
+        *("help", "json", "quiet", "yes", "no_wait", "timeout", "host", "ca_file", "username", "password"),
+        *("password_file", "cache_credentials", "ignore_failed_nodes", "accept_failed_nodes_warning", "ignore_drbd"),
+    }
 )
 GLOBAL_HELP = "Global flags, before or after the command's name"
 

@@ -144,16 +144,16 @@ def _remove_node(context: Context) -> None:
     context.done("", backend)
 
 
-def _create_command(help: str, alias_of: str, example: str) -> Command:
+def _create_command(help: str, verb: str) -> Command:
     return Command(
         help,
         _create,
         _create_arguments,
-        alias_of=alias_of,
+        alias_of="" if verb == "create" else "create",
         examples=(
-            example,
-            "mcvirt storage create files --type File --path /srv/vms --format qcow2",
-            "mcvirt storage create fast --type Lvm --node node1 vg-ssd --node node2 vg-nvme",
+            f"mcvirt storage {verb} ssd --type Lvm --volume-group-name vg0",
+            f"mcvirt storage {verb} files --type File --path /srv/vms --format qcow2",
+            f"mcvirt storage {verb} fast --type Lvm --node node1 vg-ssd --node node2 vg-nvme",
         ),
     )
 
@@ -163,12 +163,8 @@ COMMANDS = {
         "Storage backends: where the disks of virtual machines are kept",
         {
             "list": Command("List all storage backends", _list, examples=("mcvirt storage list",)),
-            "create": _create_command(
-                "Create a storage backend", "", "mcvirt storage create ssd --type Lvm --volume-group-name vg0"
-            ),
-            "add": _create_command(
-                "The same as create", "create", "mcvirt storage add ssd --type Lvm --volume-group-name vg0"
-            ),
+            "create": _create_command("Create a storage backend", "create"),
+            "add": _create_command("The same as create", "add"),
             "delete": Command(
                 "Delete a storage backend that no hard drive uses; its location stays",
                 _delete,
