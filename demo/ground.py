@@ -1,0 +1,144 @@
+"""What the demo stands on: a private libvirtd, a bridge in a private network, and mcvirtd, all in one directory."""
+
+from __future__ import annotations
+
+import os
+import select
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from types import TracebackType
+
+from tests.node.libvirt_host import HostFailed, Inside, LibvirtHost
+
+ROOT = Path(__file__).resolve().parents[1]
+CACHE = ROOT / ".cache"
+BRIDGE = "br-demo"
+START_WITHIN = 60.0
+STOP_WITHIN = 30.0
+SETTINGS = """\
+[node]
+name = "demo"
+
+[listen]
+port = 0
+
+[paths]
+state = "{state}"
+run = "{run}"
+"""
+
+
+class DemoFailed(Exception):
+    """Something that the demo needs did not work."""
+
+
+class Ground:
+    """All of it, from ``with`` to the end of the block: then every process is ended, and the directory is left."""
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+        self.run_directory = directory / "run"
+        self.images = directory / "images"
+        self.log = directory / "mcvirtd.log"
+        self._host = LibvirtHost(directory / "host", "demo", capabilities=CACHE / "capabilities")
+        self._daemon: Inside | None = None
+
+    def __enter__(self) -> Ground:
+        try:
+            self._host.start()
+            self._host.run(["ip", "link", "add", "name", BRIDGE, "type", "bridge"])
+            self._host.run(["ip", "link", "set", BRIDGE, "up"])
+            self.images.mkdir()
+            self._start_daemon()
+        except HostFailed as error:
+            self.close()
+            raise DemoFailed(str(error)) from None
+        except BaseException:
+            self.close()
+            raise
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """End mcvirtd, then everything else."""
+        daemon, self._daemon = self._daemon, None
+        try:
+            if daemon is not None:
+                daemon.send_signal(signal.SIGTERM)
+                try:
+                    daemon.wait(STOP_WITHIN)
+                except subprocess.TimeoutExpired:
+                    pass  # it ends with its host
+        finally:
+            self._host.close()
+
+    def popen(self, argv: Sequence[str], *, stdin: int | None = None, stdout: int | None = None) -> Inside:
+        """Start the `mcvirt` command of this tree on the private machine."""
+        code = "from mcvirt_client.cli.main import main; main()"
+        return self._python(["-c", code, *argv], stdin=stdin, stdout=stdout)
+
+    def python(self, argv: Sequence[str]) -> Inside:
+        """Start a Python program of this tree on the private machine."""
+        return self._python([str(ROOT / argv[0]), *argv[1:]], stdin=subprocess.DEVNULL, stdout=None)
+
+    def log_tail(self, lines: int = 30) -> str:
+        """The end of mcvirtd's log."""
+        try:
+            return "\n".join(self.log.read_text(errors="replace").splitlines()[-lines:])
+        except FileNotFoundError:
+            return ""
+
+    def _python(
+        self, arguments: Sequence[str], *, stdin: int | None, stdout: int | None, stderr: int | None = None, **more: str
+    ) -> Inside:
+        environment = {
+            **os.environ,
+            "PYTHONPATH": str(ROOT),
+            "MCVIRT_RUN_DIR": str(self.run_directory),
+            **more,
+        }
+        try:
+            return self._host.popen(
+                [sys.executable, *arguments], stdin=stdin, stdout=stdout, stderr=stderr, env=environment
+            )
+        except HostFailed as error:
+            raise DemoFailed(str(error)) from None
+
+    def _start_daemon(self) -> None:
+        settings = self.directory / "mcvirtd.toml"
+        settings.write_text(SETTINGS.format(state=self.directory / "state", run=self.run_directory))
+        settings.chmod(0o644)
+        address = self.directory / "notify"
+        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as news, self.log.open("wb") as log:
+            news.bind(str(address))
+            self._daemon = self._python(
+                ["-m", "mcvirtd.main", "--settings", str(settings)],
+                stdin=subprocess.DEVNULL,
+                stdout=log.fileno(),
+                stderr=log.fileno(),
+                NOTIFY_SOCKET=str(address),
+            )
+            self._wait_until_ready(news, self._daemon)
+
+    def _wait_until_ready(self, news: socket.socket, daemon: Inside) -> None:
+        ended = os.pidfd_open(daemon.pid)
+        deadline = time.monotonic() + START_WITHIN
+        try:
+            while (left := deadline - time.monotonic()) > 0:
+                ready, _, _ = select.select([news.fileno(), ended], [], [], left)
+                if news.fileno() in ready and b"READY=1" in news.recv(4096).split(b"\n"):
+                    return
+                if ended in ready:
+                    raise DemoFailed(f"mcvirtd ended with status {daemon.wait()} while it was starting")
+        finally:
+            os.close(ended)
+        raise DemoFailed(f"mcvirtd was not ready within {START_WITHIN:.0f} s")
