@@ -1,0 +1,1 @@
+"""The benchmark: what mcvirt costs, beside what the least of programs costs that does the same with plain Pyro4."""
