@@ -108,15 +108,23 @@ def read_root_token(endpoint: Endpoint) -> str | None:
 
 def split_host(text: str) -> tuple[str, int | None]:
     """Host and port of NAME, NAME:PORT, an IPv6 address, or [ADDRESS]:PORT; raises BadArgument."""
-    host, port = text, ""
+    host, colon, port = text, "", ""
     if text.startswith("["):
         host, _, rest = text[1:].partition("]")
-        port = rest[1:] if rest.startswith(":") else rest
+        colon, port = rest[:1], rest[1:]
     elif text.count(":") == 1:
-        host, _, port = text.partition(":")
+        host, colon, port = text.partition(":")
+    if not host or not host.isprintable() or set(host) & set(" @/[]") or colon not in ("", ":"):
+        raise BadArgument(what=f"host '{_printable(text)}'", why="write NAME, NAME:PORT or [ADDRESS]:PORT.")
+    if not colon:
+        return host, None
     number = int(port) if port.isascii() and port.isdigit() and len(port) <= 5 else 0
-    if not host or not host.isprintable() or " " in host or "@" in host or "/" in host:
-        raise BadArgument(what=f"host '{text}'", why="write NAME, NAME:PORT or [ADDRESS]:PORT.")
-    if (port or text.endswith(":")) and (not 1 <= number <= 65535) and text.count(":") != 0:
-        raise BadArgument(what=f"host '{text}'", why="the port must be a number from 1 to 65535.")
-    return host, number or None
+    if not 1 <= number <= 65535:
+        raise BadArgument(what=f"host '{_printable(text)}'", why="the port must be a number from 1 to 65535.")
+    return host, number
+
+
+def _printable(text: str) -> str:
+    from mcvirt import names  # imported for those who mistype only
+
+    return names.printable(text)
