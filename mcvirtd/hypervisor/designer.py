@@ -64,14 +64,17 @@ def disk_serial(disk_id: str) -> str:
 
 
 def scsi_controllers(design: DomainDesign) -> int:
-    """How many virtio-scsi controllers the disks of *design* need."""
+    """How many virtio-scsi controllers the disks of *design* need: one at least.
+
+    A SCSI disk attached to a running domain without one would get libvirt's default, for which guests have no driver.
+    """
     # sda is unit 0 of controller 0, whichever slots are empty: libvirt takes the address from the name.
     units = [
         string.ascii_lowercase.index(target_name(design.machine, disk.bus, disk.slot)[-1])
         for disk in design.disks
         if disk.bus == "scsi"
     ]
-    return max(units) // SCSI_UNITS_PER_CONTROLLER + 1 if units else 0
+    return max(units, default=0) // SCSI_UNITS_PER_CONTROLLER + 1
 
 
 def pcie_ports(design: DomainDesign) -> int:
