@@ -29,14 +29,15 @@ def upload_iso(
     the node. Raises BadArgument if the file can't be read, Failed if it changes while it is sent.
     """
     try:
-        file = Path(path).open("rb")  # noqa: SIM115 - the with below has it
+        # Looked at before it is opened, because opening a pipe would wait for who writes to it.
+        ordinary = stat.S_ISREG(Path(path).stat().st_mode)
+        file = Path(path if ordinary else os.devnull).open("rb")  # noqa: SIM115 - the with below has it
     except OSError as error:
         raise BadArgument(what=f"file '{path}'", why=f"it can't be read ({error.strerror}).") from None
     with file:
-        info = os.fstat(file.fileno())
-        if not stat.S_ISREG(info.st_mode):
+        if not ordinary:
             raise BadArgument(what=f"file '{path}'", why="it is not an ordinary file.")
-        size = info.st_size
+        size = os.fstat(file.fileno()).st_size
         upload = client.isos.upload_begin(name or Path(path).name, size, node)
         digest = hashlib.sha256()
         sent = 0

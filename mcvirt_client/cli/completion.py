@@ -112,7 +112,12 @@ def _with_argcomplete(parser: argparse.ArgumentParser, index: int, words: list[s
             action.completer = _nothing  # type: ignore[attr-defined]
     import argcomplete
 
-    argcomplete.autocomplete(parser, always_complete_options=False, append_space=None)
+    argcomplete.autocomplete(parser, always_complete_options=False, exit_method=_return)
+
+
+def _return(_status: int) -> None:
+    # argcomplete would end the process; `answer` returns instead, and main ends it.
+    pass
 
 
 FILES = frozenset({"ca_file", "password_file", "user_password_file", "new_password_file", "path", "iso_name"})
