@@ -75,7 +75,7 @@ class Planner:
                 plans.append(_plan(spec, storage_type, backend, node))
         needed: Counter[str] = Counter()
         for plan in plans:
-            needed[plan.backend] += max(0, plan.size)
+            needed[plan.backend] += plan.size if LEAST <= plan.size < LIMIT else 0
         for name in sorted(needed):
             reason = backends.problem(backends.find(self._store, name), node, self._nodes)
             if reason:
