@@ -206,6 +206,9 @@ class Changes:
         if target.vm.node is not None:
             tx.undo("vm.align", name=target.vm.name)
             with step("Changing the domain"):
+                if self._domains.is_active(target.vm):
+                    for disk in target.disks:
+                        self._disks.activate(disk)
                 self._domains.align(target)
 
     @staticmethod

@@ -49,6 +49,9 @@ class Power:
         self._check_start(wanted)
         with self._journal.transaction() as tx:
             tx.undo("vm.align", name=name)
+            with step("Making the disks ready"):
+                for disk in machine.disks:
+                    self._disks.activate(disk)
             with step("Defining the domain"):
                 self._domains.define(wanted)
             with step("Starting"):

@@ -37,7 +37,7 @@ _ACTS: tuple[tuple[type, tuple[str, ...]], ...] = (
 
 
 def _moment(name: str) -> None:
-    global _seen, _plan_seen
+    global _seen, _plan_seen  # noqa: PLW0603 - one plan a process
     with _lock:
         try:
             plan = _PLAN.read_text()

@@ -18,6 +18,8 @@ from typing import IO, Any
 from tests.node.libvirt_host import LibvirtHost
 
 BRIDGE = "br0"
+# Where the node sees the directory for volumes: QEMU's own user must be able to get there.
+VOLUMES = "/var/lib/libvirt/volumes"
 _BIN = Path(sys.executable).parent
 _CLI = "import sys; from mcvirt_client.cli.main import main; sys.exit(main())"
 
@@ -46,7 +48,7 @@ class McvirtNode:
         self.host = LibvirtHost(self.directory / "host", name, capabilities=capabilities)
         self.run_dir = self.directory / "mcvirt-run"
         self.state_dir = self.directory / "mcvirt-state"
-        self.volumes = self.directory / "volumes"
+        self.volumes = self.host.path(VOLUMES)
         self.log_path = self.directory / "mcvirtd.log"
         self.settings_path = self.directory / "mcvirtd.toml"
         self._simulate = simulate
@@ -68,7 +70,7 @@ class McvirtNode:
     def start(self) -> None:
         """Start the host, its bridge and mcvirtd."""
         self.directory.mkdir(parents=True, exist_ok=True)
-        self.volumes.mkdir(exist_ok=True)
+        self.volumes.mkdir(parents=True, exist_ok=True)
         self.settings_path.write_text(
             f'[node]\nname = "{self.name}"\n[listen]\nport = 0\n[log]\nlevel = "DEBUG"\n'
             f'[paths]\nstate = "{self.state_dir}"\nrun = "{self.run_dir}"\n{self._settings}'

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import os
+import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
-from tests.node.mcvirt_node import McvirtNode
+from tests.node.mcvirt_node import VOLUMES, McvirtNode
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs root for namespaces and libvirtd")
 
 DISK = "8MiB"
+DIES_WITHIN = 5.0
 
 
 class CrashNode(McvirtNode):
@@ -38,9 +40,13 @@ class CrashNode(McvirtNode):
         """Let mcvirtd die at that moment of *act*, and start it again; False if it did not die."""
         self.plan.write_text(str(moment))
         act()
-        self.plan.unlink()
-        if self._daemon is None or self._daemon.poll() is None:
+        try:
+            # The command is told of the lost connection before the end of the process can be seen here.
+            self._daemon.wait(DIES_WITHIN) if self._daemon else None
+        except subprocess.TimeoutExpired:
             return False
+        finally:
+            self.plan.unlink()
         self.wait_daemon()
         self.start_daemon()
         return True
@@ -49,7 +55,7 @@ class CrashNode(McvirtNode):
 @pytest.fixture(scope="module")
 def node(tmp_path_factory: pytest.TempPathFactory) -> Iterator[CrashNode]:
     with CrashNode(tmp_path_factory.mktemp("crash")) as made:
-        made.mcvirt("storage", "create", "data", "--type", "File", "--path", str(made.volumes))
+        made.mcvirt("storage", "create", "data", "--type", "File", "--path", VOLUMES)
         made.mcvirt("network", "create", "lan", "--interface", "br0")
         yield made
 
