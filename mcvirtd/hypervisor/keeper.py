@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import threading
+import time
 import weakref
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -16,6 +17,9 @@ log = logging.getLogger(__name__)
 
 FIRST_RETRY = 0.2
 LAST_RETRY = 5.0
+# A libvirtd that has just started still finds out which of its guests live, and tells nobody of those that do not.
+FIRST_REVIEW = 0.5
+LAST_REVIEW = 60.0
 
 
 class Lost(Exception):
@@ -55,6 +59,10 @@ class Keeper:
 
     def _read(self, link: Link, uuid: str) -> None:
         """Note what a domain is now; on trouble, note that *link* is lost."""
+        raise NotImplementedError
+
+    def _read_all(self, link: Link) -> None:
+        """Note what all domains are now; Lost if that can't be known."""
         raise NotImplementedError
 
     def _drop(self, link: Link) -> None:
@@ -123,14 +131,25 @@ class Keeper:
             self._drop(link)
 
     def _follow(self, link: Link) -> None:
+        interval = FIRST_REVIEW
+        review = time.monotonic() + interval
         while True:
             with self._changed:
-                self._changed.wait_for(lambda: self._closed or link.lost or link.touched)
+                self._changed.wait_for(
+                    lambda: self._closed or link.lost or link.touched, max(0.0, review - time.monotonic())
+                )
                 if self._closed or link.lost:
                     return
                 touched, link.touched = link.touched, set()
             for uuid in touched:
                 self._read(link, uuid)
+            if time.monotonic() >= review:
+                try:
+                    self._read_all(link)
+                except Lost as error:
+                    self._note_lost(link, str(error))
+                interval = min(interval * 2, LAST_REVIEW)
+                review = time.monotonic() + interval
 
     def _note_attempt(self, link: Link | None, why_not: str) -> None:
         with self._changed:

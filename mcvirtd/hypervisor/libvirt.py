@@ -112,6 +112,9 @@ class Hypervisor(Keeper):
         except libvirt.libvirtError as error:
             self._drop(link)
             raise Lost(_sentence(error)) from error
+        except Lost:
+            self._drop(link)
+            raise
         return link
 
     def _listen(self, link: Link) -> None:
@@ -168,16 +171,18 @@ class Hypervisor(Keeper):
             self._note_lost(link, _sentence(error))
 
     def _read_all(self, link: Link) -> None:
-        with self._reading:
-            persistent = {
-                domain.UUIDString() for domain in link.conn.listAllDomains(libvirt.VIR_CONNECT_LIST_DOMAINS_PERSISTENT)
-            }
-            states = {}
-            for domain, facts in link.conn.getAllDomainStats(libvirt.VIR_DOMAIN_STATS_STATE):
-                uuid = domain.UUIDString()
-                code = (facts.get("state.state", 0), facts.get("state.reason", 0))
-                states[uuid] = _state(domain, uuid, code, uuid in persistent)
-            self._states.replace(states)
+        try:
+            with self._reading:
+                kept = link.conn.listAllDomains(libvirt.VIR_CONNECT_LIST_DOMAINS_PERSISTENT)
+                persistent = {domain.UUIDString() for domain in kept}
+                states = {}
+                for domain, facts in link.conn.getAllDomainStats(libvirt.VIR_DOMAIN_STATS_STATE):
+                    uuid = domain.UUIDString()
+                    code = (facts.get("state.state", 0), facts.get("state.reason", 0))
+                    states[uuid] = _state(domain, uuid, code, uuid in persistent)
+                self._states.replace(states)
+        except libvirt.libvirtError as error:
+            raise Lost(_sentence(error)) from error
 
     # --- asking ---------------------------------------------------------------------------------------------------
 

@@ -351,8 +351,7 @@ def _become_init(name: str, network: str, mounts: Sequence[str]) -> None:
     sys.stdout.write(outer_pid + "\n")
     sys.stdout.flush()
     while True:
-        ready, _, _ = select.select([0, waker], [], [])
-        if 0 in ready:
+        if _ready(0, waker.fileno()) == 0:
             return  # nothing is ever written: our maker has ended or wants us to
         waker.recv(4096)
         try:
@@ -360,6 +359,13 @@ def _become_init(name: str, network: str, mounts: Sequence[str]) -> None:
                 pass
         except ChildProcessError:
             pass
+
+
+def _ready(first: int, second: int) -> int:
+    poll = select.poll()
+    for descriptor in (first, second):
+        poll.register(descriptor, select.POLLIN)
+    return min(descriptor for descriptor, _ in poll.poll())
 
 
 def _become(report: int, argv: list[str]) -> None:

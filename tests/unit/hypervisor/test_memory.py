@@ -109,6 +109,9 @@ class _Flaky(Keeper):
     def _read(self, link: Link, uuid: str) -> None:
         self._states.put(uuid, msgspec.structs.replace(ONE, uuid=uuid))
 
+    def _read_all(self, link: Link) -> None:
+        self._states.put("reviewed", msgspec.structs.replace(ONE, uuid="reviewed"))
+
     def _drop(self, link: Link) -> None:
         self.dropped.append(link)
 
@@ -131,6 +134,15 @@ def test_a_connection_is_kept_and_made_again(monkeypatch: pytest.MonkeyPatch) ->
     assert keeper.dropped == keeper.opened and len(keeper.opened) == 2
     with pytest.raises(LibvirtUnreachable, match="given up"):
         keeper._live()
+
+
+def test_what_no_event_tells_is_found_by_review(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("mcvirtd.hypervisor.keeper.FIRST_REVIEW", 0.01)
+    keeper = _Flaky()
+    keeper.failures = 0
+    assert keeper.connect(10)
+    assert keeper.wait_for("reviewed", lambda state: state is not None, 10)
+    keeper.close()
 
 
 @pytest.mark.parametrize(
