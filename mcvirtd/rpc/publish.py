@@ -42,7 +42,7 @@ def _implementation(operation: Operation, service: object) -> Any:
 
 
 def _door(published: Published, guard: Guard) -> Any:
-    def door(_facade: object, *args: Any, **kwargs: Any) -> Any:
+    def door(_facade: object, /, *args: Any, **kwargs: Any) -> Any:
         return guard.call(published, caller_of_this_call(), args, kwargs)
 
     door.__name__ = published.operation.name

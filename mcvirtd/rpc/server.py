@@ -1,14 +1,15 @@
-"""The listening side: TLS, the handshake, limits.
+"""The listening side: TLS, the handshake, limits, and the way of a call to the object that it is for.
 
 Pyro4's own server would do the TLS handshake, and the refusal when it is full, in its accept loop: one client that says
 nothing would stop everybody. Here the accept loop only accepts. A worker does TLS and Pyro4's handshake, both
 under one deadline that a client can't stretch by sending a byte now and then; connections that do not get a worker
-are told so by a thread of their own.
+are told so by a thread of their own. Of Pyro4's messages only plain calls are taken (see `incoming`).
 """
 
 from __future__ import annotations
 
 import contextlib
+import errno
 import logging
 import queue
 import socket
@@ -21,19 +22,28 @@ from typing import Any
 import msgspec
 import Pyro4
 import Pyro4.core
-from Pyro4 import constants, socketutil
+from Pyro4 import constants, message
 from Pyro4.socketserver import threadpoolserver
 from Pyro4.socketserver.threadpool import NoFreeWorkersError, Pool
 
-from mcvirt.errors import DaemonBusy, McvirtError
-from mcvirt.rpc.transport import REFUSED_PREFIX
+from mcvirt.errors import BadArgument, DaemonBusy, Failed, McvirtError
+from mcvirt.rpc.codec import Reply
+from mcvirt.rpc.transport import MAX_MESSAGE_SIZE, REFUSED_PREFIX
 from mcvirtd.auth.caller import NOBODY, Caller
+from mcvirtd.rpc.incoming import Call, HungUp, Incoming, Unacceptable, receive, send
 
 log = logging.getLogger(__name__)
 
 Authenticate = Callable[[dict[str, Any], str], Caller]
 _REFUSING_TIMEOUT = 2.0
 _REFUSALS_WAITING = 32
+# Before a login nothing large is sent: what strangers can make us keep in memory is their number times this.
+_MOST_OF_STRANGERS = 65536
+_MESSAGE_WITHIN = 120.0
+_CLOSE_WITHIN = 2.0
+_encode = msgspec.json.Encoder().encode
+_handshake = msgspec.json.Decoder(dict[str, Any])
+_call = msgspec.json.Decoder(Call)
 
 
 class Limits(msgspec.Struct, frozen=True, kw_only=True):
@@ -43,7 +53,7 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True):
     connections: int = 200
     handshake_timeout: float = 10.0
     idle_timeout: float = 600.0
-    message_size: int = 16 * 1024 * 1024
+    message_size: int = MAX_MESSAGE_SIZE
 
 
 def caller_of_this_call() -> Caller:
@@ -51,51 +61,27 @@ def caller_of_this_call() -> Caller:
     return getattr(Pyro4.current_context.client, "caller", NOBODY)
 
 
-class _Connection(socketutil.SocketConnection):  # type: ignore[misc]
-    caller: Caller = NOBODY
-    address: str = ""
+class _Connection:
+    """A client's connection. One that nobody has logged in on lives no longer than until *stranger_until*."""
+
+    def __init__(self, sock: ssl.SSLSocket, address: str, stranger_until: float) -> None:
+        self.sock = sock
+        self.address = address
+        self.stranger_until = stranger_until
+        self.caller = NOBODY
+
+    @property
+    def stranger(self) -> bool:
+        return not (self.caller.user or self.caller.root)
+
+    def hang_up(self) -> None:
+        """Let the worker that reads here find the end; what it is just answering still goes out."""
+        # SSLSocket's own shutdown() would make the worker go on without TLS.
+        with contextlib.suppress(OSError):
+            socket.socket.shutdown(self.sock, socket.SHUT_RD)
 
 
-class _Deadlines:
-    """Closes sockets whose handshake is not over in time, whatever trickles in on them."""
-
-    def __init__(self, seconds: float) -> None:
-        self._seconds = seconds
-        self._lock = threading.Condition()
-        self._open: dict[int, tuple[float, socket.socket]] = {}
-        self._stopped = False
-        threading.Thread(target=self._run, name="handshake-deadlines", daemon=True).start()
-
-    def begin(self, sock: socket.socket) -> int:
-        with self._lock:
-            self._open[id(sock)] = (time.monotonic() + self._seconds, sock)
-            self._lock.notify()
-        return id(sock)
-
-    def end(self, key: int) -> bool:
-        """False if the deadline has passed already."""
-        with self._lock:
-            return self._open.pop(key, None) is not None
-
-    def stop(self) -> None:
-        with self._lock:
-            self._stopped = True
-            self._lock.notify()
-
-    def _run(self) -> None:
-        with self._lock:
-            while not self._stopped:
-                now = time.monotonic()
-                for key, (deadline, sock) in list(self._open.items()):
-                    if deadline <= now:
-                        del self._open[key]
-                        with contextlib.suppress(OSError):
-                            sock.shutdown(socket.SHUT_RDWR)
-                oldest = min((deadline for deadline, _ in self._open.values()), default=None)
-                self._lock.wait(None if oldest is None else max(0.05, oldest - now))
-
-
-class _Job(threadpoolserver.ClientConnectionJob):  # type: ignore[misc]
+class _Job:
     """One connection, in a worker: TLS, handshake, then its requests."""
 
     def __init__(
@@ -104,41 +90,68 @@ class _Job(threadpoolserver.ClientConnectionJob):  # type: ignore[misc]
         self._server = server
         self._raw = sock
         self._refusal = refusal
-        self.caddr = address
-        self.daemon = server.daemon
-        self.csock: Any = None
+        self._address = str(address[0])
 
-    def handleConnection(self) -> bool:
-        server = self._server
-        timeout = server.limits.handshake_timeout if self._refusal is None else _REFUSING_TIMEOUT
-        accepted = False
-        key = None
+    def __call__(self) -> None:
+        """Serve it to its end. Whatever a stranger sends must end here, and harm nobody else."""
+        open_socket = self._raw
+        connection = None
         try:
-            self._raw.settimeout(timeout)
-            socketutil.setNoDelay(self._raw)
-            socketutil.setKeepalive(self._raw)
-            # Wrapping takes the descriptor away from the raw socket, so it is the wrapped one that has the deadline.
-            tls = server.context().wrap_socket(self._raw, server_side=True, do_handshake_on_connect=False)
-            self.csock = _Connection(tls)
-            self.csock.address = str(self.caddr[0])
-            key = server.deadlines.begin(tls)
-            tls.do_handshake()
-            if self._refusal is None:
-                accepted = self.daemon._handshake(self.csock)
-            else:
-                self.daemon._handshake(self.csock, denied_reason=refusal_text(self._refusal))
-        except Exception as error:  # whatever a stranger sends must end here, and harm nobody else
-            log.debug("handshake with %s failed: %r", self.caddr, error)
-        in_time = key is not None and server.deadlines.end(key)
-        if accepted and in_time:
-            self.csock.timeout = server.limits.idle_timeout
-            return True
-        self._close()
-        return False
+            limits = self._server.limits
+            deadline = time.monotonic() + (_REFUSING_TIMEOUT if self._refusal else limits.handshake_timeout)
+            # Wrapping takes the descriptor away from the raw socket.
+            open_socket = tls = self._begin_tls(deadline)
+            connection = _Connection(tls, self._address, deadline)
+            self._server.opened(connection)
+            if self._server.daemon.shake_hands(connection, self._refusal):
+                while True:
+                    self._server.daemon.answer(connection)
+        except (HungUp, Unacceptable, OSError) as error:
+            log.debug("connection of %s ends: %s", self._address, error)
+        except Exception:
+            log.exception("connection of %s failed", self._address)
+        finally:
+            if connection is not None:
+                self._server.closed(connection)
+            _close(open_socket)
 
-    def _close(self) -> None:
-        with contextlib.suppress(OSError):
-            (self.csock or self._raw).close()
+    def _begin_tls(self, deadline: float) -> ssl.SSLSocket:
+        self._raw.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        self._raw.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        context = self._server.context()
+        tls = context.wrap_socket(self._raw, server_side=True, do_handshake_on_connect=False)
+        try:
+            # The timeout is for the whole of the handshake, however many bytes it arrives in.
+            tls.settimeout(max(0.001, deadline - time.monotonic()))
+            tls.do_handshake()
+        except BaseException:
+            _close(tls)
+            raise
+        return tls
+
+
+def _close(sock: socket.socket) -> None:
+    with contextlib.suppress(OSError):
+        socket.socket.shutdown(sock, socket.SHUT_RDWR)
+    with contextlib.suppress(OSError):
+        sock.close()
+
+
+class _Pool(Pool):  # type: ignore[misc]
+    """Pyro4's pool, which would wait a tenth of a second for each of its workers when it closes."""
+
+    closed: bool
+
+    def close(self) -> None:
+        if self.closed:
+            return
+        self.closed = True
+        workers = [*self.busy, *self.idle]
+        for worker in workers:
+            worker.process(None)
+        deadline = time.monotonic() + _CLOSE_WITHIN
+        for worker in workers:
+            worker.join(max(0.0, deadline - time.monotonic()))
 
 
 class _TransportServer(threadpoolserver.SocketServer_Threadpool):  # type: ignore[misc]
@@ -154,29 +167,37 @@ class _TransportServer(threadpoolserver.SocketServer_Threadpool):  # type: ignor
         self.sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         self.sock.bind((host, port))
         self.sock.listen(256)
+        # A client that is gone again before it was accepted must not leave the loop waiting for the next one.
+        self.sock.setblocking(False)
         self._socketaddr = self.sock.getsockname()
         self.locationStr = f"[{host}]:{self._socketaddr[1]}" if ":" in host else f"{host}:{self._socketaddr[1]}"
-        self.deadlines = _Deadlines(self.limits.handshake_timeout)
+        self._connections: set[_Connection] = set()
+        self._lock = threading.Lock()
+        self._closing = threading.Event()
         self._refusals: queue.Queue[_Job | None] = queue.Queue(_REFUSALS_WAITING)
         threading.Thread(target=self._refuse, name="refusals", daemon=True).start()
         Pyro4.config.THREADPOOL_SIZE = self.limits.connections
         Pyro4.config.THREADPOOL_SIZE_MIN = 4
-        Pyro4.config.MAX_MESSAGE_SIZE = self.limits.message_size
-        self.pool = Pool()
-        self.housekeeper = threadpoolserver.Housekeeper(daemon)
-        self.housekeeper.start()
+        self.pool = _Pool()
         self._selector.register(self.sock, threadpoolserver.selectors.EVENT_READ, self)
 
     def events(self, eventsockets: Any) -> None:  # noqa: ARG002
         if not self._selector.select(Pyro4.config.POLLTIMEOUT):
             return
-        sock, address = self.sock.accept()
+        try:
+            sock, address = self.sock.accept()
+        except OSError as error:
+            if error.errno in (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM):
+                log.error("no connection can be taken now: %s", error)
+                # It stays in the queue, so that the loop would come straight back here.
+                self._closing.wait(0.2)
+            return
         if self.shutting_down:
             sock.close()
             return
         try:
             self.pool.process(_Job(self, sock, address, None))
-        except NoFreeWorkersError:
+        except (NoFreeWorkersError, RuntimeError):  # the latter: the machine has no more threads for us
             refusal = DaemonBusy(node=self.daemon.node)
             try:
                 self._refusals.put_nowait(_Job(self, sock, address, refusal))
@@ -185,22 +206,34 @@ class _TransportServer(threadpoolserver.SocketServer_Threadpool):  # type: ignor
 
     def _refuse(self) -> None:
         while (job := self._refusals.get()) is not None:
-            job.handleConnection()
+            job()
+
+    def opened(self, connection: _Connection) -> None:
+        """Keep *connection* among those that end when this does."""
+        with self._lock:
+            self._connections.add(connection)
+        if self._closing.is_set():
+            connection.hang_up()
+
+    def closed(self, connection: _Connection) -> None:
+        """Forget *connection*."""
+        with self._lock:
+            self._connections.discard(connection)
 
     def close(self) -> None:
+        self._closing.set()
+        with self._lock:
+            connections = list(self._connections)
+        for connection in connections:
+            connection.hang_up()
         super().close()
-        self.deadlines.stop()
         with contextlib.suppress(queue.Full):
             self._refusals.put_nowait(None)
 
 
 def refusal_text(error: McvirtError) -> str:
     """An error in the form in which the door says it, for `mcvirt.rpc.transport` to read."""
-    return REFUSED_PREFIX + msgspec.json.encode(error.to_wire()).decode()
-
-
-class _Refused(Exception):
-    """What Pyro4 sends to a client whose handshake we refuse: str(exception)."""
+    return REFUSED_PREFIX + _encode(error.to_wire()).decode()
 
 
 class Server(Pyro4.core.Daemon):  # type: ignore[misc]
@@ -222,6 +255,7 @@ class Server(Pyro4.core.Daemon):  # type: ignore[misc]
     ) -> None:
         self.node = node
         self._authenticate = authenticate
+        self._limits = limits
         made = type("TransportServer", (_TransportServer,), {"limits": limits, "context": staticmethod(context)})
         original = threadpoolserver.SocketServer_Threadpool
         threadpoolserver.SocketServer_Threadpool = made
@@ -237,10 +271,71 @@ class Server(Pyro4.core.Daemon):  # type: ignore[misc]
         """The port it listens on."""
         return int(self.transportServer._socketaddr[1])
 
-    def validateHandshake(self, conn: Any, data: Any) -> str:
-        """Who is it? Called by Pyro4 in the connection's worker, under the handshake's deadline."""
+    def shake_hands(self, connection: _Connection, refusal: McvirtError | None) -> bool:
+        """Pyro4's handshake: who is it? False, and the reason is told, if they may not come in."""
+        left = connection.stranger_until - time.monotonic()
+        incoming = receive(connection.sock, most=_MOST_OF_STRANGERS, patience=left, within=left)
+        if incoming.kind != message.MSG_CONNECT:
+            raise Unacceptable("it begins without a handshake")
         try:
-            conn.caller = self._authenticate(data if isinstance(data, dict) else {}, conn.address)
+            if refusal is not None:
+                raise refusal
+            connection.caller = self._authenticate(_credentials(incoming.data), connection.address)
         except McvirtError as error:
-            raise _Refused(refusal_text(error)) from None
-        return self.node
+            self._send(connection, message.MSG_CONNECTFAIL, incoming.sequence, _encode(refusal_text(error)))
+            return False
+        self._send(connection, message.MSG_CONNECTOK, incoming.sequence, _encode(self.node))
+        return True
+
+    def answer(self, connection: _Connection) -> None:
+        """Wait for the next message on *connection* and answer it."""
+        if connection.stranger:
+            left = connection.stranger_until - time.monotonic()
+            incoming = receive(connection.sock, most=_MOST_OF_STRANGERS, patience=left, within=left)
+        else:
+            incoming = receive(
+                connection.sock,
+                most=self._limits.message_size,
+                patience=self._limits.idle_timeout,
+                within=_MESSAGE_WITHIN,
+            )
+        if incoming.kind == message.MSG_PING:
+            self._send(connection, message.MSG_PING, incoming.sequence, b"pong")
+            return
+        if incoming.kind != message.MSG_INVOKE:
+            raise Unacceptable(f"a message of type {incoming.kind} is none for a daemon")
+        data = _encode(self._reply(connection, incoming))
+        if len(data) > MAX_MESSAGE_SIZE:
+            data = _encode(_refusal(Failed(text="The answer is larger than a message may be. Ask for less at once.")))
+        self._send(connection, message.MSG_RESULT, incoming.sequence, data)
+
+    def _reply(self, connection: _Connection, incoming: Incoming) -> Reply:
+        try:
+            call = _call.decode(incoming.data)
+        except (ValueError, RecursionError) as error:
+            return _refusal(BadArgument(what="call", why=f"it can't be read: {str(error)[:200]}."))
+        door: Any = type(self.objectsById.get(call.object)).__dict__.get(call.method)
+        if not getattr(door, "_pyroExposed", False):
+            asked = f"{call.object}.{call.method}"
+            shown = "".join(char if char.isprintable() else "?" for char in asked[:80])
+            return _refusal(BadArgument(what=f"operation '{shown}'", why="this mcvirtd does not have it."))
+        Pyro4.current_context.client = connection
+        reply: Reply = door(None, *call.params, **call.kwargs)
+        return reply
+
+    def _send(self, connection: _Connection, kind: int, sequence: int, data: bytes) -> None:
+        send(connection.sock, kind, sequence, data, within=_MESSAGE_WITHIN if not connection.stranger else 10.0)
+
+
+def _credentials(data: bytes) -> dict[str, Any]:
+    try:
+        found = _handshake.decode(data).get("handshake")
+    except (ValueError, RecursionError):
+        found = None
+    if not isinstance(found, dict):
+        raise BadArgument(what="handshake", why="it is not a map with credentials.")
+    return found
+
+
+def _refusal(error: McvirtError) -> Reply:
+    return Reply(error=msgspec.to_builtins(error.to_wire(), enc_hook=str))
