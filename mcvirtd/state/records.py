@@ -131,16 +131,40 @@ class SettingsRecord(Record, frozen=True, kw_only=True):
 
 
 class NodeRecord(Record, frozen=True, kw_only=True):
-    """A member of the cluster."""
+    """A member of the cluster. *fingerprint* is its certificate's; one that is *away* is not waited for."""
 
     kind: ClassVar[str] = "node"
 
     name: str
     id: str
     address: str | None = None
+    port: int = 0
+    fingerprint: str = ""
+    away: bool = False
+
+
+class ClusterRecord(Record, frozen=True, kw_only=True):
+    """The cluster as a whole; there is one, called "cluster". *leader* orders the changes of *epoch*."""
+
+    kind: ClassVar[str] = "cluster"
+
+    name: str = "cluster"
+    id: str
+    leader: str
+    epoch: int = 1
 
 
 RECORDS: dict[str, type[Record]] = {
     cls.kind: cls
-    for cls in (UserRecord, GroupRecord, NetworkRecord, BackendRecord, DiskRecord, VmRecord, SettingsRecord, NodeRecord)
+    for cls in (
+        UserRecord,
+        GroupRecord,
+        NetworkRecord,
+        BackendRecord,
+        DiskRecord,
+        VmRecord,
+        SettingsRecord,
+        NodeRecord,
+        ClusterRecord,
+    )
 }
