@@ -318,3 +318,38 @@ class SettingsRefused(Refused):
 
 class UndoIncomplete(Failed):
     """{text} Not everything could be undone: {remains}"""
+
+
+# --- one order of changes -----------------------------------------------------------------------------------------
+
+
+class NotLeader(Conflict):
+    """This node does not order the changes of the cluster; node '{leader}' does."""
+
+
+class StaleChange(Conflict):
+    """The configuration was changed meanwhile (it is at revision {revision} now). Try again."""
+
+
+class NoMajority(Unreachable):
+    """Only {heard} of {members} nodes can be reached, so nothing of the configuration can be changed here.
+    `mcvirt info` shows which nodes are missing."""
+
+
+class ChangeUnknown(Failed):
+    """It is not known whether the change (revision {revision}) will stand: {missing} did not answer, and too few
+    nodes have stored it. Look again when they are back."""
+
+
+class LeaderUnreachable(Unreachable):
+    """Node '{leader}', which orders the changes of the cluster, does not answer. `mcvirt cluster promote` makes another
+    node do that, if '{leader}' is off."""
+
+
+class LeaderAlive(Conflict):
+    """Node '{leader}' leads the cluster and is alive: node '{witness}' reaches it."""
+
+
+class PromotionUnconfirmed(Refused):
+    """Only {heard} of {members} nodes can be asked, so it can't be known here whether node '{leader}' is off. Make sure
+    that it is, and say so with `mcvirt cluster promote --yes-the-leader-is-off {leader}`."""

@@ -1,0 +1,438 @@
+"""One order of changes for all members: the protocol, without threads, sockets or clocks.
+
+One member is leader of an *epoch*: a number and the leader's name, so that no two members ever lead the same one. The
+leader gives every change its revision, stores it, has every member that is not away store it, and only then is the
+change a success. Members that do not answer are marked away by the next change and not waited for again.
+
+Procedures that ask other members are generators: they yield `Ask`, get the answers, and return their result. Whoever
+drives them (threads in the daemon, a simulator in the tests) decides how messages travel and when they are lost, and
+holds the member's lock while a procedure or a handler runs, but not while one waits for answers: whatever was true
+before a `yield` is looked at again after it. Nothing here keeps anything that must survive in memory.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple, Protocol, TypeVar
+
+import msgspec
+
+from mcvirt.errors import (
+    ChangeUnknown,
+    LeaderAlive,
+    LeaderUnreachable,
+    NoMajority,
+    NotLeader,
+    PromotionUnconfirmed,
+    StaleChange,
+)
+
+R = TypeVar("R")
+Message = dict[str, Any]
+Answers = Mapping[str, Message | None]
+
+PUSH_WITHIN = 2.0
+ASK_WITHIN = 2.0
+CATCH_UP_WITHIN = 30.0
+# A rejoining member that can't keep up with the changes made meanwhile tries this often before it begins anew.
+REJOIN_TRIES = 20
+
+
+class Epoch(NamedTuple):
+    """Who leads: ordered by number, then by name."""
+
+    number: int
+    leader: str
+
+
+class Position(NamedTuple):
+    """The last change that a member has stored; positions of one history are ordered like their changes."""
+
+    epoch: Epoch
+    revision: int
+
+
+class Entry(msgspec.Struct, frozen=True, array_like=True):
+    """A change in its place: the epoch it was ordered in, its revision, and the epoch of the one before."""
+
+    epoch: Epoch
+    revision: int
+    before: Epoch
+    change: str  # JSON
+
+    @property
+    def position(self) -> Position:
+        """Where the log ends with this entry."""
+        return Position(self.epoch, self.revision)
+
+
+class Snapshot(msgspec.Struct, frozen=True):
+    """A whole configuration, where it stands, and the epochs (with their first revisions) that led there."""
+
+    position: Position
+    epochs: list[tuple[Epoch, int]]
+    content: str
+
+
+class Ask(msgspec.Struct, frozen=True):
+    """Ask members at the same time, each its own message, and go on when all have answered or time is up."""
+
+    messages: dict[str, Message]
+    within: float
+
+
+Procedure = Generator[Ask, Answers, R]
+
+
+class Log(Protocol):
+    """What a member keeps. Every method that changes something is durable when it returns, and all or nothing."""
+
+    def position(self) -> Position:
+        """The last entry."""
+
+    def promised(self) -> Epoch:
+        """The highest epoch that this member has heard of; it stores nothing of a lower one."""
+
+    def promise(self, epoch: Epoch) -> None:
+        """From now on store nothing of an epoch below this one."""
+
+    def append(self, entry: Entry) -> None:
+        """Store *entry*, make it true here, and promise its epoch. The caller has seen that it continues the log."""
+
+    def epoch_of(self, revision: int) -> Epoch | None:
+        """The epoch of the change with that revision, however long ago; None if there is none yet."""
+
+    def after(self, revision: int) -> Sequence[Entry] | None:
+        """The entries after that revision; None if not all of them are there any more."""
+
+    def epochs(self) -> Sequence[tuple[Epoch, int]]:
+        """All epochs of this history, the oldest first, each with its first revision. Never forgotten."""
+
+    def snapshot(self) -> str:
+        """The whole configuration as it is now."""
+
+    def replace(self, snapshot: Snapshot, kept_aside: Sequence[Entry], kept_whole: str | None) -> None:
+        """Take over a snapshot; *kept_aside* are entries of ours that are not in its history.
+
+        *kept_whole* is a snapshot of what was here, where the log does not reach back far enough to tell what differs.
+        """
+
+    def members(self) -> Mapping[str, bool]:
+        """All members by name, this one included, and whether each is away."""
+
+    def marked(self, away: Sequence[str], back: Sequence[str]) -> str:
+        """A change that marks members as away and as back."""
+
+    def promotion(self, leader: str, number: int, away: Sequence[str]) -> str:
+        """The first change of an epoch: it says who leads, and who is away."""
+
+
+class Lease(msgspec.Struct, frozen=True):
+    """The right to make the next change; *base* is the position that it must follow."""
+
+    id: str
+    holder: str
+    base: Position
+
+
+class Committed(msgspec.Struct, frozen=True):
+    """A change that is stored where it must be; *away* are the members that have not got it."""
+
+    entry: Entry
+    away: tuple[str, ...]
+
+
+class Replica:
+    """One member's part in it. *name* is the member's."""
+
+    def __init__(self, name: str, log: Log) -> None:
+        self.name = name
+        self._log = log
+
+    # --- what it is -------------------------------------------------------------------------------------------------
+
+    @property
+    def leader(self) -> str:
+        """The leader of the highest epoch that this member knows of."""
+        return self._log.promised().leader
+
+    @property
+    def is_leader(self) -> bool:
+        """Whether this member leads, as far as it knows.
+
+        Others may have promised it an epoch of which it stored nothing, because it died before: that is no leading.
+        """
+        promised = self._log.promised()
+        return promised.leader == self.name and self._log.position().epoch == promised
+
+    def position(self) -> Position:
+        """The last change that is stored here."""
+        return self._log.position()
+
+    def others(self) -> Sequence[str]:
+        """The other members, away or not."""
+        return [member for member in self._log.members() if member != self.name]
+
+    # --- ordering changes (on the leader) ---------------------------------------------------------------------------
+
+    def order(self, change: str, base: Position, silent: Sequence[str]) -> Procedure[Committed]:
+        """Give *change* its place after *base*, and have it stored.
+
+        *silent* are members that have not been heard of lately. Raises NotLeader, StaleChange or NoMajority before
+        anything is stored, and ChangeUnknown when it was stored here but not by a majority. The caller lets nobody
+        else order anything meanwhile.
+        """
+        if not self.is_leader:
+            raise NotLeader(leader=self.leader)
+        if base != self._log.position():
+            raise StaleChange(revision=self._log.position().revision)
+        self._require_majority(silent)
+        entry = self._append(change)
+        away = yield from self._push(entry)
+        return Committed(entry, tuple(away))
+
+    def _require_majority(self, silent: Sequence[str]) -> None:
+        members = self._log.members()
+        heard = [name for name in members if name == self.name or name not in silent]
+        if len(members) > 2 and len(heard) * 2 <= len(members):
+            raise NoMajority(heard=len(heard), members=len(members))
+
+    def _append(self, change: str, epoch: Epoch | None = None) -> Entry:
+        position = self._log.position()
+        entry = Entry(epoch or self._log.promised(), position.revision + 1, position.epoch, change)
+        self._log.append(entry)
+        return entry
+
+    def _push(self, entry: Entry) -> Procedure[list[str]]:
+        """Have *entry* stored by all members that are not away; those that do not are marked, by entries like it."""
+        while True:
+            members = self._log.members()
+            there = [name for name, away in members.items() if not away and name != self.name]
+            answers = dict((yield Ask({name: _append_message([entry]) for name in there}, PUSH_WITHIN)))
+            self._still_leads(entry, answers)
+            missing = {
+                name: _append_message(entries)
+                for name, answer in answers.items()
+                if answer is not None and (entries := self._missing(answer))
+            }
+            if missing:
+                answers.update((yield Ask(missing, PUSH_WITHIN)))
+                self._still_leads(entry, answers)
+            failed = [name for name in there if not _stored(answers.get(name))]
+            if len(members) > 2 and (len(there) - len(failed) + 1) * 2 <= len(members):
+                raise ChangeUnknown(revision=entry.revision, missing=", ".join(sorted(failed)))
+            if not failed:
+                return sorted(name for name, away in self._log.members().items() if away)
+            entry = self._append(self._log.marked(failed, []))
+
+    def _missing(self, answer: Message) -> Sequence[Entry] | None:
+        """What a member that is merely behind lacks; None if it has stored all, or its log went another way."""
+        if answer.get("stored") or "position" not in answer:
+            return None
+        theirs = _position(answer["position"])
+        if self._log.epoch_of(theirs.revision) != theirs.epoch:
+            return None
+        return self._log.after(theirs.revision)
+
+    def _still_leads(self, entry: Entry, answers: Answers) -> None:
+        for answer in answers.values():
+            if answer is not None:
+                self._hear(answer)
+        if self._log.promised() != entry.epoch:
+            # It is stored here, and perhaps elsewhere: the next leader decides whether it stands.
+            raise ChangeUnknown(revision=entry.revision, missing=f"the new leader '{self.leader}'")
+
+    # --- following --------------------------------------------------------------------------------------------------
+
+    def catch_up(self, source: str) -> Procedure[Position]:
+        """Take over what *source* has and this member has not; returns where this member then is.
+
+        What only this member has is kept aside if it can't be part of that history. Raises LeaderUnreachable if
+        *source* does not answer.
+        """
+        for _ in range(REJOIN_TRIES):
+            mine = self._log.position()
+            answer = yield from self._ask_one(source, {"kind": "entries", "position": mine}, CATCH_UP_WITHIN)
+            self._hear(answer)
+            if answer.get("same"):
+                return self._log.position()
+            if "entries" in answer:
+                self._take(msgspec.convert(answer["entries"], list[Entry], strict=False))
+            else:
+                self._replace(msgspec.convert(answer["snapshot"], Snapshot, strict=False))
+        return self._log.position()
+
+    def _take(self, entries: Sequence[Entry]) -> None:
+        for entry in entries:
+            position = self._log.position()
+            if entry.revision == position.revision + 1 and entry.before == position.epoch:
+                self._log.append(entry)
+
+    def _replace(self, snapshot: Snapshot) -> None:
+        mine = self._log.position()
+        if snapshot.position < mine and mine.epoch == self._log.promised():
+            return  # an old answer: what is here belongs to a newer epoch already
+        common = _last_common(self._log.epochs(), mine.revision, snapshot)
+        own = self._log.after(common)
+        whole = self._log.snapshot() if own is None else None
+        self._log.replace(snapshot, own or [], whole)
+
+    def rejoin(self, lead: str) -> Procedure[bool]:
+        """Catch up with the leader until it marks this member as back; False if it would not in many tries."""
+        for _ in range(REJOIN_TRIES):
+            yield from self.catch_up(lead)
+            answer = yield from self._ask_one(lead, {"kind": "rejoin", "position": self._log.position()}, ASK_WITHIN)
+            self._hear(answer)
+            if answer.get("back"):
+                return True
+        return False
+
+    def _ask_one(self, member: str, message: Message, within: float) -> Procedure[Message]:
+        answers = yield Ask({member: message}, within)
+        answer = answers.get(member)
+        if answer is None:
+            raise LeaderUnreachable(leader=member)
+        return answer
+
+    def _hear(self, answer: Message) -> None:
+        epoch = _epoch(answer.get("promised"))
+        if epoch is not None and epoch > self._log.promised():
+            self._log.promise(epoch)
+
+    # --- promoting --------------------------------------------------------------------------------------------------
+
+    def promote(self, *, confirmed: bool) -> Procedure[Committed]:
+        """Make this member the leader of a new epoch.
+
+        Raises LeaderAlive if the leader answers or another member reaches it, and PromotionUnconfirmed where less than
+        a majority of all members answers and no operator has *confirmed* that the leader is off.
+        """
+        others = self.others()
+        leader = self.leader
+        answers = yield Ask({name: {"kind": "status"} for name in others}, ASK_WITHIN)
+        alive = {name: answer for name, answer in answers.items() if answer is not None}
+        self._refuse_if_alive(leader, alive)
+        agreeing = len(alive) + 1
+        if not confirmed and agreeing * 2 <= len(others) + 1:
+            raise PromotionUnconfirmed(leader=leader, heard=agreeing, members=len(others) + 1)
+        best = max(alive, key=lambda name: _position(alive[name]["position"]), default=None)
+        if best is not None and _position(alive[best]["position"]) > self._log.position():
+            yield from self.catch_up(best)
+        number = max([self._log.promised().number, *(_epoch_of(answer).number for answer in alive.values())]) + 1
+        epoch = Epoch(number, self.name)
+        promises = yield Ask({name: {"kind": "promise", "epoch": epoch} for name in alive}, ASK_WITHIN)
+        granted = [name for name, answer in promises.items() if answer and answer.get("granted")]
+        # A member that stored more between its status and its promise would lose it to us: begin anew.
+        newer = [name for name in granted if _position((promises[name] or {})["position"]) > self._log.position()]
+        refused = [name for name, answer in promises.items() if answer and not answer.get("granted")]
+        if newer or refused or (not confirmed and (len(granted) + 1) * 2 <= len(others) + 1):
+            raise PromotionUnconfirmed(leader=leader, heard=len(granted) + 1, members=len(others) + 1)
+        if epoch <= self._log.promised():
+            raise NotLeader(leader=self.leader)
+        away = [name for name in others if name not in granted]
+        # Stored with the promise in it: a leader of that epoch that has not said so must never come back from a crash.
+        entry = self._append(self._log.promotion(self.name, number, away), epoch)
+        left = yield from self._push(entry)
+        return Committed(entry, tuple(left))
+
+    def _refuse_if_alive(self, leader: str, alive: Mapping[str, Message]) -> None:
+        if self.is_leader or (leader in alive and alive[leader].get("leads")):
+            raise LeaderAlive(leader=leader, witness=self.name)
+        for name, answer in alive.items():
+            if answer.get("reaches_leader") and answer.get("leader") == leader:
+                raise LeaderAlive(leader=leader, witness=name)
+
+    # --- answering ----------------------------------------------------------------------------------------------------
+
+    def handle(self, sender: str, message: Message, *, reaches_leader: bool = False) -> Message:
+        """Answer a message of another member. "rejoin" is not for here: it needs the leader's turn (`readmit`)."""
+        if sender not in self._log.members():
+            return {"stranger": True}
+        answer = getattr(self, f"_on_{message['kind']}")(message)
+        if message["kind"] == "status":
+            answer["reaches_leader"] = reaches_leader
+        return {**answer, "promised": self._log.promised()}
+
+    def _on_status(self, message: Message) -> Message:  # noqa: ARG002
+        return {"position": self._log.position(), "leader": self.leader, "leads": self.is_leader}
+
+    def _on_append(self, message: Message) -> Message:
+        entries = msgspec.convert(message["entries"], list[Entry], strict=False)
+        leading = entries[-1].epoch
+        if leading < self._log.promised():
+            return {"stored": False}
+        if leading > self._log.promised():
+            self._log.promise(leading)
+        for entry in entries:
+            position = self._log.position()
+            if entry.revision <= position.revision and self._log.epoch_of(entry.revision) == entry.epoch:
+                continue  # sent again, because an answer of ours was lost
+            if entry.revision != position.revision + 1 or entry.before != position.epoch:
+                return {"stored": False, "position": position}
+            self._log.append(entry)
+        return {"stored": True}
+
+    def _on_entries(self, message: Message) -> Message:
+        theirs = _position(message["position"])
+        mine = self._log.position()
+        if theirs == mine:
+            return {"same": True}
+        if theirs.revision < mine.revision and self._log.epoch_of(theirs.revision) == theirs.epoch:
+            entries = self._log.after(theirs.revision)
+            if entries is not None:
+                return {"entries": entries}
+        return {"snapshot": Snapshot(mine, list(self._log.epochs()), self._log.snapshot())}
+
+    def _on_promise(self, message: Message) -> Message:
+        epoch = _epoch_of({"promised": message["epoch"]})
+        if epoch <= self._log.promised():
+            return {"granted": False, "position": self._log.position()}
+        self._log.promise(epoch)
+        return {"granted": True, "position": self._log.position()}
+
+    def readmit(self, member: str, position: Position) -> Procedure[bool]:
+        """On the leader, with its turn: mark *member* as back if it is where the leader is."""
+        if not self.is_leader:
+            return False
+        if position != self._log.position():
+            return False
+        if not self._log.members().get(member, False):
+            return True
+        entry = self._append(self._log.marked([], [member]))
+        away = yield from self._push(entry)
+        return member not in away
+
+
+def _append_message(entries: Sequence[Entry]) -> Message:
+    return {"kind": "append", "entries": list(entries)}
+
+
+def _stored(answer: Message | None) -> bool:
+    return answer is not None and bool(answer.get("stored"))
+
+
+def _epoch(value: Any) -> Epoch | None:
+    return None if value is None else Epoch(int(value[0]), str(value[1]))
+
+
+def _epoch_of(answer: Message) -> Epoch:
+    return Epoch(int(answer["promised"][0]), str(answer["promised"][1]))
+
+
+def _position(value: Any) -> Position:
+    return Position(Epoch(int(value[0][0]), str(value[0][1])), int(value[1]))
+
+
+def _last_common(mine: Sequence[tuple[Epoch, int]], last: int, theirs: Snapshot) -> int:
+    """The last revision that is the same change in both histories: in the newest epoch that both have."""
+    ends = {epoch: end for (epoch, _), end in _with_ends(theirs.epochs, theirs.position.revision)}
+    for (epoch, _), end in reversed(list(_with_ends(mine, last))):
+        if epoch in ends:
+            return min(end, ends[epoch])
+    return 0
+
+
+def _with_ends(epochs: Sequence[tuple[Epoch, int]], last: int) -> Iterator[tuple[tuple[Epoch, int], int]]:
+    for number, each in enumerate(epochs):
+        following = epochs[number + 1][1] - 1 if number + 1 < len(epochs) else last
+        yield each, following
