@@ -269,9 +269,13 @@ class StorageService(StorageApi):
         here = stored is not None and (stored.shared or stored.location_on(node) == record.location_on(node))
         volumes = self._nodes(node).volumes(record)
         faults = volumes.check()
-        if faults:
+        if faults and not here:
+            # A mark too many is named, with its remedy, when the location is to be used again.
+            log.warning("%s on %s is not available: its mark stays, if it has one", volumes.location, node)
+        elif faults:
             raise BackendUnavailable(backend=record.name, node=node, reason=" ".join(faults))
-        (volumes.mark if here else volumes.unmark)(record.id)
+        else:
+            (volumes.mark if here else volumes.unmark)(record.id)
 
     # --- parts ------------------------------------------------------------------------------------------------------
 

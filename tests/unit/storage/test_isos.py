@@ -307,9 +307,9 @@ class TestIdle:
             uploads.begin("debian", 10, "ann")
 
     def test_flushes_on_the_way(self, isos: IsoService, monkeypatch: pytest.MonkeyPatch) -> None:
-        flushed = []
+        flushed: list[int] = []
         monkeypatch.setattr(uploads_module, "_FLUSH", MIB)
-        monkeypatch.setattr(os, "fdatasync", lambda descriptor: flushed.append(descriptor))
+        monkeypatch.setattr(os, "fdatasync", flushed.append)
         begun = isos.upload_begin("debian", 3 * MIB)
         for number in range(3):
             isos.upload_piece(begun.id, number * MIB, bytes(MIB))
