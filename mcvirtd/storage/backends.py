@@ -72,8 +72,8 @@ class LocalBackends:
         try:
             volumes = self._open(backend, location)
             found = volumes.check()
-            if backend.type is BackendType.FILE:
-                found += self._directory_faults(Path(location)) if not found else []
+            if not found and isinstance(volumes, FileVolumes):
+                found = self._directory_faults(Path(location))
         except McvirtError as error:
             return [str(error)]
         found += self._shared_with(backend, location, others)
@@ -142,17 +142,6 @@ def not_on_node(backend: BackendRecord, node: str) -> BackendUnavailable:
     """The error for a backend that is on other nodes."""
     reason = f"it is on {', '.join(sorted(backend.nodes))} only."
     return BackendUnavailable(backend=backend.name, node=node, reason=reason)
-
-
-def only(local: str, backends: BackendsOnNode) -> Nodes:
-    """Nodes of which only the *local* one can be asked."""
-
-    def of(node: str) -> BackendsOnNode:
-        if node != local:
-            raise NodeUnreachable(node=node, reason=f"mcvirtd on '{local}' does not act on other nodes.")
-        return backends
-
-    return of
 
 
 def problem(backend: BackendRecord, node: str, nodes: Nodes) -> str:
