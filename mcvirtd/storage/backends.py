@@ -11,7 +11,7 @@ from typing import Protocol
 import msgspec
 
 from mcvirt import names
-from mcvirt.errors import BackendUnavailable, BadArgument, McvirtError, NodeUnreachable, NotFound
+from mcvirt.errors import BackendUnavailable, BadArgument, McvirtError, NotFound
 from mcvirt.types.storage import BackendType
 from mcvirtd.host import files
 from mcvirtd.state.records import BackendRecord
