@@ -142,8 +142,9 @@ install: ## install under PREFIX (/usr/local); with WHEELS=DIR without network; 
 	fi
 
 uninstall: ## remove what `make install` put there; virtual machines, state and settings stay
-	@if [[ -z "$(DESTDIR)" && -d /run/systemd/system && -e "$(UNITDIR)/mcvirtd.service" ]]; then
-	    systemctl disable --now mcvirtd
+	@if [[ -z "$(DESTDIR)" && -d /run/systemd/system ]]; then
+	    # Not the daemon of another PREFIX.
+	    [[ "$$(systemctl show -P FragmentPath mcvirtd.service)" != "$(UNITDIR)/mcvirtd.service" ]] || systemctl disable --now mcvirtd
 	fi
 	rm -rf "$(DESTDIR)$(LIB)" "$(DESTDIR)$(SHARE)/doc/mcvirt"
 	rm -f "$(DESTDIR)$(PREFIX)/bin/mcvirt" "$(DESTDIR)$(PREFIX)/sbin/mcvirtd" "$(DESTDIR)$(UNITDIR)/mcvirtd.service" \

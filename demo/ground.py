@@ -40,10 +40,13 @@ class DemoFailed(Exception):
 class Ground:
     """All of it, from ``with`` to the end of the block: then every process is ended, and the directory is left."""
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, installed: Path | None = None) -> None:
+        """*installed* is the PREFIX whose commands are used instead of this tree's."""
+        self._installed = installed
         self.directory = directory
         self.run_directory = directory / "run"
         self.images = directory / "images"
+        self.settings = directory / "mcvirtd.toml"
         self.log = directory / "mcvirtd.log"
         self._host = LibvirtHost(directory / "host", "demo", capabilities=CACHE / "capabilities")
         self._daemon: Inside | None = None
@@ -82,13 +85,22 @@ class Ground:
             self._host.close()
 
     def popen(self, argv: Sequence[str], *, stdin: int | None = None, stdout: int | None = None) -> Inside:
-        """Start the `mcvirt` command of this tree on the private machine."""
+        """Start the `mcvirt` command on the private machine."""
+        if self._installed:
+            return self._popen([str(self._installed / "bin/mcvirt"), *argv], stdin=stdin, stdout=stdout)
         code = "from mcvirt_client.cli.main import main; main()"
-        return self._python(["-c", code, *argv], stdin=stdin, stdout=stdout)
+        return self._popen([sys.executable, "-c", code, *argv], stdin=stdin, stdout=stdout)
 
     def python(self, argv: Sequence[str]) -> Inside:
         """Start a Python program of this tree on the private machine."""
-        return self._python([str(ROOT / argv[0]), *argv[1:]], stdin=subprocess.DEVNULL, stdout=None)
+        return self._popen([sys.executable, str(ROOT / argv[0]), *argv[1:]], stdin=subprocess.DEVNULL, stdout=None)
+
+    def run(self, argv: Sequence[str]) -> str:
+        """What any program prints on the private machine; DemoFailed if it fails."""
+        try:
+            return self._host.run(argv).stdout
+        except HostFailed as error:
+            raise DemoFailed(str(error)) from None
 
     def log_tail(self, lines: int = 30) -> str:
         """The end of mcvirtd's log."""
@@ -97,31 +109,32 @@ class Ground:
         except FileNotFoundError:
             return ""
 
-    def _python(
-        self, arguments: Sequence[str], *, stdin: int | None, stdout: int | None, stderr: int | None = None, **more: str
+    def _popen(
+        self, argv: Sequence[str], *, stdin: int | None, stdout: int | None, stderr: int | None = None, **more: str
     ) -> Inside:
         environment = {
             **os.environ,
+            # The example is in docs; installed commands take no notice.
             "PYTHONPATH": str(ROOT),
             "MCVIRT_RUN_DIR": str(self.run_directory),
             **more,
         }
         try:
-            return self._host.popen(
-                [sys.executable, *arguments], stdin=stdin, stdout=stdout, stderr=stderr, env=environment
-            )
+            return self._host.popen(argv, stdin=stdin, stdout=stdout, stderr=stderr, env=environment)
         except HostFailed as error:
             raise DemoFailed(str(error)) from None
 
     def _start_daemon(self) -> None:
-        settings = self.directory / "mcvirtd.toml"
-        settings.write_text(SETTINGS.format(state=self.directory / "state", run=self.run_directory))
-        settings.chmod(0o644)
+        self.settings.write_text(SETTINGS.format(state=self.directory / "state", run=self.run_directory))
+        self.settings.chmod(0o644)
         address = self.directory / "notify"
         with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as news, self.log.open("wb") as log:
             news.bind(str(address))
-            self._daemon = self._python(
-                ["-m", "mcvirtd.main", "--settings", str(settings)],
+            command = [sys.executable, "-m", "mcvirtd.main"]
+            if self._installed:
+                command = [str(self._installed / "sbin/mcvirtd")]
+            self._daemon = self._popen(
+                [*command, "--settings", str(self.settings)],
                 stdin=subprocess.DEVNULL,
                 stdout=log.fileno(),
                 stderr=log.fileno(),

@@ -26,6 +26,8 @@ EXIT_NOT_PERMITTED = 4
 EXIT_UNREACHABLE = 5
 EXIT_NODE_AWAY = 6
 
+_LONGEST_NAME = 200
+
 _REGISTRY: dict[str, type[McvirtError]] = {}
 
 
@@ -109,6 +111,9 @@ class NotFound(Refused):
     """There is no {kind} called '{name}'.{hint}"""
 
     def __init__(self, **fields: object) -> None:
+        name = str(fields.get("name", ""))
+        if len(name) > _LONGEST_NAME:  # nothing is called so; a megabyte that was asked for is not sent back
+            fields["name"] = name[:_LONGEST_NAME] + "..."
         super().__init__(**{"hint": "", **fields})
 
 

@@ -44,6 +44,9 @@ class HypervisorVerbs(Protocol):
     def list_block_paths(self) -> Mapping[str, frozenset[str]]:
         """Every path on which a disk of any domain stands -> UUIDs of those domains."""
 
+    def stats(self, uuid: str) -> DomainStats:
+        """What a domain uses now."""
+
     def all_stats(self) -> Mapping[str, DomainStats]:
         """What every running domain uses now."""
 

@@ -96,7 +96,7 @@ class Published:
         """What the call is about, in a word."""
         value = arguments.get(self.subject) if self.subject else None
         text = str(getattr(value, "name", value))[:200] if value is not None else ""
-        return "".join(char if char.isprintable() else "?" for char in text)
+        return text if text.isprintable() else "".join(char if char.isprintable() else "?" for char in text)
 
 
 class Guard:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import sqlite3
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from urllib.parse import quote
 
@@ -12,6 +13,9 @@ from mcvirt.errors import StateRefused
 from mcvirtd.state import schema
 
 _MAGIC = b"SQLite format 3\0"
+_NO_SHARED_INDEX = frozenset(
+    {sqlite3.SQLITE_IOERR_SHMOPEN, sqlite3.SQLITE_IOERR_SHMSIZE, sqlite3.SQLITE_IOERR_SHMMAP}
+)
 # A daemon that is being restarted may not be quite gone yet.
 _PATIENCE = 5.0
 
@@ -24,18 +28,20 @@ def open_state(path: Path, upgrades: Sequence[schema.Upgrade]) -> sqlite3.Connec
     if not os.path.lexists(path):
         _create(path, upgrades)
     try:
-        _inspect(path, len(upgrades))
+        inspected = _inspect(path, len(upgrades))
         path.chmod(0o600)
         db = sqlite3.connect(path, isolation_level=None, check_same_thread=False, timeout=_PATIENCE)
-    except (sqlite3.Error, OSError) as error:
+    except (sqlite3.Error, OSError, ValueError) as error:  # SQLite quotes damaged names in its own sentences
         raise refused(path, error) from None
     try:
         # In exclusive mode a second process can't even read the file.
         db.execute("PRAGMA locking_mode = EXCLUSIVE")
+        if not inspected:
+            _judge(path, db, len(upgrades))
         db.execute("PRAGMA journal_mode = WAL")
         db.execute("PRAGMA synchronous = FULL")
         schema.upgrade(db, upgrades)
-    except sqlite3.Error as error:
+    except (sqlite3.Error, ValueError) as error:
         db.close()
         raise refused(path, error) from None
     except BaseException:
@@ -105,28 +111,50 @@ def _create(path: Path, upgrades: Sequence[schema.Upgrade]) -> None:
         raise refused(path, error) from None
 
 
-def _inspect(path: Path, newest: int) -> None:
-    """Look at the file without changing a byte of it."""
+def _inspect(path: Path, newest: int) -> bool:
+    """Look at the file without changing a byte of it; False if there is no room to do that."""
     with path.open("rb") as stream:
         head = stream.read(len(_MAGIC))
     if head != _MAGIC:
         raise damaged(path, "it is empty." if not head else "it is not a state file.")
-    # Without mode=ro, closing the connection would move what a crash left in the log into the file.
-    db = sqlite3.connect(f"file:{quote(str(path))}?mode=ro", uri=True, isolation_level=None, timeout=_PATIENCE)
     try:
-        (version,) = db.execute("PRAGMA user_version").fetchone()
-        if version > newest:
-            raise StateRefused(
-                path=str(path),
-                reason=f"it was written by a newer mcvirtd (version {version}, this one knows {newest}).",
-                hint="Install that version of mcvirt again, or restore a backup.",
-            )
-        if version < 1:
-            raise damaged(path, "it is not a state file.")
-        if db.execute("PRAGMA quick_check(1)").fetchone() != ("ok",):
-            raise damaged(path, "it is damaged.")
+        with _reading(path) as db:
+            _judge(path, db, newest)
+    except sqlite3.OperationalError as error:
+        # On a full disk there is no room for the index of the log that readers share. In exclusive mode none is needed.
+        if error.sqlite_errorcode not in _NO_SHARED_INDEX:
+            raise
+        return False
+    return True
+
+
+def _judge(path: Path, db: sqlite3.Connection, newest: int) -> None:
+    (version,) = db.execute("PRAGMA user_version").fetchone()
+    if version > newest:
+        raise StateRefused(
+            path=str(path),
+            reason=f"it was written by a newer mcvirtd (version {version}, this one knows {newest}).",
+            hint="Install that version of mcvirt again, or restore a backup.",
+        )
+    if version < 1:
+        raise damaged(path, "it is not a state file.")
+    if db.execute("PRAGMA quick_check(1)").fetchone() != ("ok",):
+        raise damaged(path, "it is damaged.")
+
+
+@contextmanager
+def _reading(path: Path) -> Iterator[sqlite3.Connection]:
+    wal, index = (path.with_name(path.name + suffix) for suffix in ("-wal", "-shm"))
+    # An ordinary connection would move what a crash left in the log into the file, and make a log if there is none.
+    mode = "mode=ro" if wal.exists() else "immutable=1"
+    indexed = index.exists()
+    db = sqlite3.connect(f"file:{quote(str(path))}?{mode}", uri=True, isolation_level=None, timeout=_PATIENCE)
+    try:
+        yield db
     finally:
         db.close()
+        if not indexed:
+            index.unlink(missing_ok=True)
 
 
 def _clear_leftovers(path: Path) -> None:

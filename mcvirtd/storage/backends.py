@@ -11,8 +11,9 @@ from typing import Protocol
 import msgspec
 
 from mcvirt import names
-from mcvirt.errors import BackendUnavailable, BadArgument, McvirtError, NodeUnreachable, NotFound
+from mcvirt.errors import BackendUnavailable, BadArgument, McvirtError, NotFound
 from mcvirt.types.storage import BackendType
+from mcvirtd.host import files
 from mcvirtd.state.records import BackendRecord
 from mcvirtd.state.store import Store
 from mcvirtd.storage.file_volumes import FileVolumes
@@ -71,22 +72,22 @@ class LocalBackends:
         try:
             volumes = self._open(backend, location)
             found = volumes.check()
-            if backend.type is BackendType.FILE:
-                found += self._directory_faults(Path(location)) if not found else []
+            if not found and isinstance(volumes, FileVolumes):
+                found = self._directory_faults(Path(location))
         except McvirtError as error:
             return [str(error)]
         found += self._shared_with(backend, location, others)
         return found or self._marks(backend, volumes)
 
     def _shared_with(self, backend: BackendRecord, location: str, others: Iterable[BackendRecord]) -> list[str]:
-        place = _place(backend, location)
+        place = os.path.realpath(location)
         return [
             f"{location} is the location of storage backend '{other.name}' already."
             for other in others
             if other.id != backend.id
             and other.type is backend.type
             and (there := other.location_on(self._node)) is not None
-            and _place(other, there) == place
+            and os.path.realpath(there) == place
         ]
 
     def _marks(self, backend: BackendRecord, volumes: Volumes) -> list[str]:
@@ -102,8 +103,10 @@ class LocalBackends:
         ]
 
     def _directory_faults(self, directory: Path) -> list[str]:
-        real = directory.resolve()
-        state = self._state.resolve()
+        real, state = Path(os.path.realpath(directory)), Path(os.path.realpath(self._state))
+        if real != directory:
+            # Who may change the link could send us elsewhere later.
+            return [f"{directory} is reached through a link. Name the directory itself, {real}."]
         if real == Path("/"):
             return ["the root directory can't be used. Name a directory for the volumes alone."]
         if real == state or real in state.parents or state in real.parents:
@@ -117,7 +120,8 @@ class LocalBackends:
 
 def _others_may_change(place: Path, *, inner: bool) -> str:
     """Why others than root decide what is found under *place*, or ''."""
-    facts = place.stat()
+    with files.told("read", place):
+        facts = place.stat()
     loose = facts.st_mode & (stat.S_IWGRP | stat.S_IWOTH)
     if not inner and facts.st_mode & stat.S_ISVTX:
         loose = 0
@@ -126,10 +130,6 @@ def _others_may_change(place: Path, *, inner: bool) -> str:
     if loose:
         return f"Others than root may change {place}, and so what mcvirtd does there; `chmod go-w {place}` helps."
     return ""
-
-
-def _place(backend: BackendRecord, location: str) -> str:
-    return location if backend.type is BackendType.LVM else str(Path(location).resolve())
 
 
 def _taking_off(backend: BackendRecord, location: str, mark: str) -> str:
@@ -142,17 +142,6 @@ def not_on_node(backend: BackendRecord, node: str) -> BackendUnavailable:
     """The error for a backend that is on other nodes."""
     reason = f"it is on {', '.join(sorted(backend.nodes))} only."
     return BackendUnavailable(backend=backend.name, node=node, reason=reason)
-
-
-def only(local: str, backends: BackendsOnNode) -> Nodes:
-    """Nodes of which only the *local* one can be asked."""
-
-    def of(node: str) -> BackendsOnNode:
-        if node != local:
-            raise NodeUnreachable(node=node, reason=f"mcvirtd on '{local}' does not act on other nodes.")
-        return backends
-
-    return of
 
 
 def problem(backend: BackendRecord, node: str, nodes: Nodes) -> str:

@@ -121,7 +121,11 @@ class Planner:
             choices = ", ".join(each.value for each in available)
             raise BadArgument(what="storage type", why=f"it must be said which one is meant: {choices}.")
         if wanted not in available:
-            raise Conflict(text=f"Storage type '{wanted.value}' can't be used: DRBD is not enabled on this cluster.")
+            choices = ", ".join(each.value for each in available)
+            raise Conflict(
+                text=f"Storage type '{wanted.value}' can't be used: DRBD is not enabled on this cluster. "
+                f"Choose {choices}, or leave the storage type out."
+            )
         return wanted
 
     def _backend(self, wanted: str | None, node: str, kin: BackendRecord | None) -> BackendRecord:

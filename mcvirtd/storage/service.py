@@ -265,13 +265,18 @@ class StorageService(StorageApi):
     def _true_mark(self, node: str, backend: dict[str, Any]) -> None:
         """Make the location carry the mark of *backend* if the store says that it is there, and not carry it if not."""
         record = msgspec.convert(backend, BackendRecord)
-        stored = next((each for each in self._store.all(BackendRecord).values() if each.id == record.id), None)
-        here = stored is not None and (stored.shared or stored.location_on(node) == record.location_on(node))
-        volumes = self._nodes(node).volumes(record)
-        faults = volumes.check()
-        if faults:
-            raise BackendUnavailable(backend=record.name, node=node, reason=" ".join(faults))
-        (volumes.mark if here else volumes.unmark)(record.id)
+        with self._locks.hold(f"backend:{record.name}"):
+            stored = next((each for each in self._store.all(BackendRecord).values() if each.id == record.id), None)
+            here = stored is not None and (stored.shared or stored.location_on(node) == record.location_on(node))
+            volumes = self._nodes(node).volumes(record)
+            faults = volumes.check()
+            if faults and here:
+                raise BackendUnavailable(backend=record.name, node=node, reason=" ".join(faults))
+            if faults:
+                # A mark too many is named, with its remedy, when the location is to be used again.
+                log.warning("%s on %s is not available: its mark stays, if it has one", volumes.location, node)
+            else:
+                (volumes.mark if here else volumes.unmark)(record.id)
 
     # --- parts ------------------------------------------------------------------------------------------------------
 

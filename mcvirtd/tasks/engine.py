@@ -215,14 +215,14 @@ class Tasks:
         task = Task("settle " + info.operation, info.target, info.user, self._node, task_id=info.id)
         with working_for(task):
             remains = self._journal.settle(info.id)
-        forward = "redo" in directions
+        was_stuck = info.state is TaskState.STUCK
         if remains:
             state, text = TaskState.STUCK, "; ".join(remains)
-            what = f"{INTERRUPTED}, and not everything could be settled."
-        elif info.state is TaskState.STUCK:
-            state, text, what = TaskState.FAILED, "", f"{_first_error(info)} What remained of it has been undone since."
-        elif forward:
+            what = _first_error(info) if was_stuck else f"{INTERRUPTED}, and not everything could be settled."
+        elif "redo" in directions:
             state, text, what = TaskState.DONE, "", ""
+        elif was_stuck:
+            state, text, what = TaskState.FAILED, "", f"{_first_error(info)} What remained of it has been undone since."
         else:
             state, text = TaskState.FAILED, ""
             what = f"{INTERRUPTED}; what was begun and not finished has been undone."

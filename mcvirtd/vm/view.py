@@ -125,11 +125,11 @@ class View:
 
     def _usage(self, vm: VmRecord) -> VmUsage | None:
         try:
-            stats = self._hypervisor.all_stats().get(vm.uuid)
+            stats = self._hypervisor.stats(vm.uuid)
         except McvirtError:
             return None  # the state says already that libvirt is away
-        if stats is None:
-            return None
+        if not (stats.cpu_time or stats.rss):
+            return None  # the guest has just ended
         now = time.monotonic()
         with self._lock:
             then, cpu_time, percent = self._readings.get(vm.uuid, (0.0, 0, None))

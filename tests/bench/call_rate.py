@@ -8,7 +8,7 @@ from typing import Any
 from tests.bench.interleave import best
 from tests.bench.scene import Scene
 
-KINDS = ("ours", "serpent", "json")
+KINDS = ("ours", "serpent", "json", "ours_vm")
 ROUNDS = 15
 SLICE = 0.2
 
@@ -33,6 +33,7 @@ def measure(scene: Scene) -> dict[str, float]:
 
 
 def _rate(client: subprocess.Popen[Any]) -> float:
+    assert client.stdin is not None and client.stdout is not None
     client.stdin.write(f"{SLICE}\n")
     client.stdin.flush()
     line = client.stdout.readline()

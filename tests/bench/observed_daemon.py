@@ -15,10 +15,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from mcvirt.types.task import TaskNews
 from mcvirtd.hypervisor.libvirt import Hypervisor
+from mcvirtd.hypervisor.simulated import SimulatedHypervisor
 from mcvirtd.main import main
 from mcvirtd.rpc.guard import Guard, Published
 from mcvirtd.storage.file_volumes import FileVolumes
+from mcvirtd.storage.simulated_volumes import SimulatedVolumes
 from mcvirtd.tasks.task import Task
 
 CREATE = "vm.create"
@@ -59,9 +62,8 @@ def _watched(method: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _observe(samples: Path) -> None:
-    for cls in (*Hypervisor.__mro__[:-1], FileVolumes):
-        if cls.__module__.startswith("mcvirtd."):
-            _watch(cls)
+    for cls in (*Hypervisor.__mro__[:-1], FileVolumes, SimulatedHypervisor, SimulatedVolumes):
+        _watch(cls)
     call, finish = Guard.call, Task.finish
 
     def observed_call(self: Guard, published: Published, caller: Any, args: Any, kwargs: Any) -> Any:
@@ -69,8 +71,8 @@ def _observe(samples: Path) -> None:
             _began[kwargs["spec"]["name"]] = time.perf_counter()
         return call(self, published, caller, args, kwargs)
 
-    def observed_finish(self: Task, news: Any) -> None:
-        finish(self, news)
+    def observed_finish(self: Task, conclusion: TaskNews) -> None:
+        finish(self, conclusion)
         if self.operation == CREATE:
             total = time.perf_counter() - _began.pop(self.target)
             with samples.open("a") as file:
@@ -78,7 +80,8 @@ def _observe(samples: Path) -> None:
         # Threads of tasks are used again.
         _clock.spent = 0.0
 
-    Guard.call, Task.finish = observed_call, observed_finish  # type: ignore[method-assign]
+    Guard.call = observed_call  # type: ignore[method-assign]
+    Task.finish = observed_finish  # type: ignore[method-assign]
 
 
 if __name__ == "__main__":

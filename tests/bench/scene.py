@@ -30,13 +30,15 @@ if __name__ == '__main__':
 
 
 class _Node(McvirtNode):
-    """A node whose daemon is tests.bench.observed_daemon."""
+    """A node whose daemon is tests.bench.observed_daemon, and logs no more than it does for operators."""
 
     def start_daemon(self, *, env: Mapping[str, str] | None = None, wait: bool = True) -> None:
+        self.settings_path.write_text(self.settings_path.read_text().replace('"DEBUG"', '"INFO"'))
         started = self.host.popen
 
         def popen(argv: Any, **kwargs: Any) -> Any:
-            return started(["tests.bench.observed_daemon" if word == "mcvirtd.main" else word for word in argv], **kwargs)
+            observed = ["tests.bench.observed_daemon" if word == "mcvirtd.main" else word for word in argv]
+            return started(observed, **kwargs)
 
         self.host.popen = popen  # type: ignore[method-assign]
         try:
@@ -52,7 +54,7 @@ class Scene:
         self.directory = directory
         self.samples = directory / "samples"
         self.node = _Node(directory / "node", "node1", simulate=simulate)
-        self._plain: subprocess.Popen[Any] | None = None
+        self._plain: list[subprocess.Popen[Any]] = []
         self._environment: dict[str, str] = {}
 
     def __enter__(self) -> Scene:
@@ -61,7 +63,8 @@ class Scene:
             self._environment = self._client_environment()
             os.environ["MCVIRT_BENCH_SAMPLES"] = str(self.samples)
             self.node.start()
-            self._start_plain()
+            self.uri, self.ca = self._start_plain("plain")
+            self._nodelay = self._start_plain("nodelay")
         except BaseException:
             self.close()
             raise
@@ -75,9 +78,9 @@ class Scene:
     def close(self) -> None:
         """End everything."""
         os.environ.pop("MCVIRT_BENCH_SAMPLES", None)
-        if self._plain is not None:
-            self._plain.kill()
-            self._plain.wait()
+        for process in self._plain:
+            process.kill()
+            process.communicate()
         self.node.close()
 
     def restart_unobserved(self) -> None:
@@ -92,7 +95,7 @@ class Scene:
         # As operators run it: the console script that pip has made, if that runs what is in this directory.
         self._mcvirt = Path(sys.executable).parent / "mcvirt"
         where = [sys.executable, "-c", "import mcvirt_client; print(mcvirt_client.__file__)"]
-        found = subprocess.run(where, env=env, cwd="/", capture_output=True, text=True).stdout.strip()
+        found = subprocess.run(where, env=env, cwd="/", check=False, capture_output=True, text=True).stdout.strip()
         if found != str(_REPOSITORY / "mcvirt_client/__init__.py"):
             env["PYTHONPATH"] = str(_REPOSITORY)
             self._mcvirt = self.directory / "mcvirt"
@@ -102,16 +105,17 @@ class Scene:
             self._mcvirt.chmod(0o755)
         return env
 
-    def _start_plain(self) -> None:
-        directory = self.directory / "plain"
+    def _start_plain(self, kind: str) -> tuple[str, str]:
+        directory = self.directory / kind
         directory.mkdir()
-        self._plain = self.popen(["-m", "tests.bench.plain_daemon", str(directory)], stdout=subprocess.PIPE)
-        assert self._plain.stdout is not None
-        readable, _, _ = select.select([self._plain.stdout], [], [], 30)
-        if not readable or not (uri := self._plain.stdout.readline().strip()):
+        process = self.popen(["-m", "tests.bench.plain_daemon", str(directory), kind], stdout=subprocess.PIPE)
+        self._plain.append(process)
+        assert process.stdout is not None
+        readable, _, _ = select.select([process.stdout], [], [], 60)
+        uri = process.stdout.readline().decode().strip() if readable else ""
+        if not uri:
             raise RuntimeError("the bare Pyro4 daemon did not start")
-        self.uri = uri.decode() if isinstance(uri, bytes) else str(uri)
-        self.ca = str(directory / plain_daemon.CA)
+        return uri, str(directory / plain_daemon.CA)
 
     # --- what runs in it --------------------------------------------------------------------------------------------
 
@@ -132,6 +136,11 @@ class Scene:
         """Create *count* machines; the milliseconds that each took the client library."""
         output = self.python(["-m", "tests.bench.fill", str(count), VOLUMES])
         return msgspec.json.decode(output, type=list[float])
+
+    def creations(self) -> list[tuple[float, float]]:
+        """Of each creation until now: its milliseconds, and those of them that it waited for libvirt and volumes."""
+        lines = [line.split() for line in self.samples.read_text().splitlines()]
+        return [(float(whole), float(waited)) for whole, waited in lines]
 
     def time(self, commands: list[Command], rounds: int) -> dict[str, Timing]:
         """The timings of commands, in turns, by their names."""
@@ -164,8 +173,15 @@ class Scene:
 
     def plain(self) -> Command:
         """The yardstick."""
-        argv = [sys.executable, str(Path(__file__).with_name("plain_client.py")), self.uri, self.ca]
-        return Command(name="plain", argv=argv, env=self._environment, expected=plain_daemon.NAMES[-1])
+        return self._plain_client("plain", self.uri, self.ca)
+
+    def plain_nodelay(self) -> Command:
+        """A quicker one than Pyro4 is by itself, for information."""
+        return self._plain_client("nodelay", *self._nodelay)
+
+    def _plain_client(self, name: str, uri: str, ca: str) -> Command:
+        argv = [sys.executable, str(Path(__file__).with_name("plain_client.py")), uri, ca]
+        return Command(name=name, argv=argv, env=self._environment, expected=plain_daemon.NAMES[-1])
 
     def virsh(self, *words: str, expected: str) -> Command:
         """What libvirt's own client takes, for information."""

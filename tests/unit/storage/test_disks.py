@@ -28,7 +28,9 @@ from mcvirt.types.storage import BackendSpec, BackendType, VolumeFormat
 from mcvirt.types.task import TaskState
 from mcvirt.types.vm import DiskDriver, DiskSpec, StorageType
 from mcvirt.units import GIB, MIB, TIB
+from mcvirtd.host.run import installed
 from mcvirtd.state.records import BackendRecord, DiskRecord
+from mcvirtd.storage.file_volumes import FileVolumes
 from mcvirtd.tasks.task import Task, working_for
 from tests.unit.storage.world import WITHIN, Standstill, World
 
@@ -301,6 +303,28 @@ class TestPowerLoss:
         assert volumes.names() == []
         assert after.journal_rows() == []
         assert after.store.all(DiskRecord) == {}
+        after.store.close()
+        still.release()
+        dying.join(WITHIN)
+
+    @pytest.mark.parametrize("format", list(VolumeFormat))
+    def test_real_files(self, world: World, tmp_path: Path, format: VolumeFormat) -> None:
+        if format is VolumeFormat.QCOW2 and not installed("qemu-img"):
+            pytest.skip("qemu-img is not installed")
+        place = tmp_path / "files"
+        place.mkdir(mode=0o711)
+        world.storage.create(BackendSpec(name="files", type=BackendType.FILE, location=str(place), format=format))
+        kept = make(world)
+        still = Standstill(FileVolumes, "create", done=True)
+        dying = threading.Thread(target=lambda: world.run(lambda: make(world)))
+        dying.start()
+        assert still.reached.wait(WITHIN)
+        assert len([path for path in place.iterdir() if not path.name.startswith(".mcvirt-")]) == 2
+        after = world.after_power_loss()
+        after.tasks.settle()
+        assert [path.name for path in place.iterdir() if not path.name.startswith(".mcvirt-")] == [kept.volume]
+        assert after.disks.available(kept) == ""
+        assert after.disks.source(kept).format == format.value
         after.store.close()
         still.release()
         dying.join(WITHIN)

@@ -17,6 +17,7 @@ from mcvirt.errors import (
 from mcvirt.types.vm import DiskDriver, DiskSpec
 from mcvirt.units import GIB, MIB
 from mcvirtd.state.records import DiskRecord
+from mcvirtd.tasks.transaction import Transaction
 from tests.unit.storage.world import World
 
 ONE = DiskSpec(size=GIB)
@@ -112,6 +113,23 @@ def test_import_that_can_not_be_attached_leaves_the_volume_alone(world: World) -
         world.drives.import_volume("old", "pool", vm="web1")
     assert volumes.names() == ["old"]
     assert world.drives.list() == ()
+
+
+def test_volume_is_imported_once_only(world: World) -> None:
+    volumes = world.lvm("pool")
+    volumes.create("old", 4 * MIB)
+    world.vm("web1")
+    attach_new = world.attachments.attach_new
+
+    def overtaken(tx: Transaction, disk: DiskRecord, name: str) -> DiskRecord:
+        world.drives.import_volume("old", "pool")
+        return attach_new(tx, disk, name)
+
+    world.attachments.attach_new = overtaken  # type: ignore[method-assign]
+    with pytest.raises(Conflict, match="is hard drive hd-"):
+        world.drives.import_volume("old", "pool", vm="web1")
+    assert [disk.vm for disk in world.drives.list()] == [None]
+    assert volumes.names() == ["old"]
 
 
 def test_import_refusals(world: World) -> None:

@@ -143,9 +143,16 @@ class TestCreate:
         with pytest.raises(BadArgument, match="the location of storage backend 'pool' already"):
             world.storage.create(lvm("other"))
         world.storage.create(file(place))
-        (tmp_path / "link").symlink_to(place)
         with pytest.raises(BadArgument, match="the location of storage backend 'files' already"):
-            world.storage.create(file(tmp_path / "link", "other"))
+            world.storage.create(file(place, "other"))
+
+    def test_links_are_refused(self, world: World, place: Path, tmp_path: Path) -> None:
+        (tmp_path / "link").symlink_to(place)
+        with pytest.raises(BadArgument, match=f"Name the directory itself, {place}"):
+            world.storage.create(file(tmp_path / "link"))
+        (place / "in").mkdir()
+        with pytest.raises(BadArgument, match=f"Name the directory itself, {place}/in"):
+            world.storage.create(file(tmp_path / "link" / "in"))
 
     def test_location_marked_by_a_stranger(self, world: World, place: Path) -> None:
         stranger = f"sb-{'a' * 16}-{'b' * 24}"
@@ -159,9 +166,7 @@ class TestCreate:
     def test_mcvirtds_own_directory(self, world: World, tmp_path: Path) -> None:
         inside = world.state / "inside"
         inside.mkdir()
-        (tmp_path / "link").symlink_to(inside)
-        tmp_path.chmod(0o755)
-        for location in (world.state, inside, tmp_path / "link", tmp_path):
+        for location in (world.state, inside, tmp_path):
             with pytest.raises(BadArgument, match="inside each other"):
                 world.storage.create(file(location))
         with pytest.raises(BadArgument, match="root directory"):

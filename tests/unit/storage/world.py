@@ -164,9 +164,9 @@ class World:
 
 
 class Standstill:
-    """Stops a verb of simulated volumes before or after it is done, until it is let go."""
+    """Stops a verb of volumes (one object, or all of a class) before or after it is done, until it is let go."""
 
-    def __init__(self, volumes: SimulatedVolumes, verb: str, *, done: bool) -> None:
+    def __init__(self, volumes: SimulatedVolumes | type[FileVolumes], verb: str, *, done: bool) -> None:
         self.reached = threading.Event()
         self.go = threading.Event()
         original = getattr(volumes, verb)
