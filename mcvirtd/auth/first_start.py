@@ -15,7 +15,7 @@ from mcvirtd.auth.grants import in_order
 from mcvirtd.auth.groups import ID_CODE
 from mcvirtd.auth.tokens import new_token
 from mcvirtd.host import files
-from mcvirtd.state.records import GroupRecord, NodeRecord, SettingsRecord
+from mcvirtd.state.records import ClusterRecord, GroupRecord, NodeRecord, SettingsRecord
 from mcvirtd.state.store import Store
 
 NODE_FILE = "node.json"
@@ -89,7 +89,11 @@ def first_records(store: Store, identity: NodeIdentity, *, address: str | None =
                 held = in_order(permission.value for permission in permissions)
                 change.put(GroupRecord(name=name, id=names.new_id(ID_CODE), permissions=held))
             change.put(NodeRecord(name=identity.name, id=identity.id, address=address))
+            change.put(ClusterRecord(id=str(uuid.uuid4()), leader=identity.name))
             return True
+        if change.get(ClusterRecord, "cluster") is None:
+            # A state from before there were clusters.
+            change.put(ClusterRecord(id=str(uuid.uuid4()), leader=identity.name))
         record = change.get(NodeRecord, identity.name)
         if record is None or record.id != identity.id:
             members = ", ".join(f"'{name}'" for name in sorted(change.all(NodeRecord)))

@@ -13,9 +13,7 @@ from mcvirt.errors import StateRefused
 from mcvirtd.state import schema
 
 _MAGIC = b"SQLite format 3\0"
-_NO_SHARED_INDEX = frozenset(
-    {sqlite3.SQLITE_IOERR_SHMOPEN, sqlite3.SQLITE_IOERR_SHMSIZE, sqlite3.SQLITE_IOERR_SHMMAP}
-)
+_NO_SHARED_INDEX = frozenset({sqlite3.SQLITE_IOERR_SHMOPEN, sqlite3.SQLITE_IOERR_SHMSIZE, sqlite3.SQLITE_IOERR_SHMMAP})
 # A daemon that is being restarted may not be quite gone yet.
 _PATIENCE = 5.0
 

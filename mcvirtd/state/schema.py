@@ -33,7 +33,20 @@ def _first(db: sqlite3.Connection) -> None:
     db.execute("INSERT INTO meta VALUES ('revision', '0')")
 
 
-UPGRADES: Sequence[Upgrade] = (_first,)
+def _second(db: sqlite3.Connection) -> None:
+    """The cluster: the log of changes, its epochs, and what a replaced leader had alone."""
+    for statement in (
+        "CREATE TABLE change (revision INTEGER PRIMARY KEY, epoch INTEGER NOT NULL, leader TEXT NOT NULL, "
+        "before_epoch INTEGER NOT NULL, before_leader TEXT NOT NULL, data TEXT NOT NULL)",
+        "CREATE TABLE epoch (number INTEGER NOT NULL, leader TEXT NOT NULL, first INTEGER NOT NULL, "
+        "PRIMARY KEY (number, leader)) WITHOUT ROWID",
+        "CREATE TABLE conflict (id INTEGER PRIMARY KEY AUTOINCREMENT, time REAL NOT NULL, epoch INTEGER NOT NULL, "
+        "leader TEXT NOT NULL, revision INTEGER NOT NULL, data TEXT NOT NULL)",
+    ):
+        db.execute(statement)
+
+
+UPGRADES: Sequence[Upgrade] = (_first, _second)
 
 
 def upgrade(db: sqlite3.Connection, upgrades: Sequence[Upgrade] = UPGRADES) -> int:

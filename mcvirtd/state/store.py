@@ -11,10 +11,10 @@ import logging
 import sqlite3
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import msgspec
 
@@ -78,13 +78,28 @@ class Change:
         self.statements.append((statement, arguments))
 
 
+class Turns(Protocol):
+    """How a change of the shared configuration gets its place among those of other members."""
+
+    @contextmanager
+    def turn(self) -> Iterator[None]:
+        """In the block nobody else makes a change, and everything that was changed before is here."""
+        yield
+
+    def commit(self, change: Change) -> None:
+        """Have *change* stored by the cluster; when this returns, it is also stored here."""
+
+
 class Store:
     """The state file at *path*. Thread-safe. StateRefused: the file can't be used, and was left alone."""
 
     def __init__(self, path: Path, *, upgrades: Sequence[schema.Upgrade] = schema.UPGRADES) -> None:
         self.path = path
+        # Held while the file is written or asked; *_turn* is held by who makes a change, for as long as that takes.
         self._lock = threading.RLock()
-        self._changing = False
+        self._turn = threading.RLock()
+        self._changer = 0
+        self._turns: Turns | None = None
         self._subscribers: list[Callable[[Change], None]] = []
         self._records: dict[str, dict[str, Record]] = {kind: {} for kind in RECORDS}
         self._revision = 0
@@ -142,31 +157,62 @@ class Store:
         One change is made at a time: what the block reads stays true until the commit. Keep it short, and do nothing
         in it but read and put. Raises StateNotWritable when the file can't take it; then nothing has changed.
         """
-        with self._lock:
-            if self._changing:
-                # It would be stored although the change around it may yet fail.
-                raise RuntimeError("a change within a change")
-            self._changing = True
+        turns = self._turns
+        with self._turn, turns.turn() if turns is not None else nullcontext():
+            self._not_within_a_change()
+            self._changer = threading.get_ident()
             try:
                 change = Change(self)
                 yield change
-                self._commit(change)
+                if turns is not None and (change.puts or change.deletes):
+                    turns.commit(change)
+                else:
+                    self._commit(change)
             finally:
-                self._changing = False
+                self._changer = 0
+
+    @contextmanager
+    def note(self) -> Iterator[Change]:
+        """Statements on this node's own tables (journal, tasks, ...), committed together when the block ends.
+
+        It waits for no other node, and for no change that is being made. Records can't be put in it.
+        """
+        self._not_within_a_change()
+        change = Change(self)
+        yield change
+        if change.puts or change.deletes:
+            raise RuntimeError("records are changed with change()")
+        self._commit(change)
+
+    def _not_within_a_change(self) -> None:
+        if self._changer == threading.get_ident():
+            # It would be stored although the change around it may yet fail.
+            raise RuntimeError("a change within a change")
+
+    def replicate_with(self, turns: Turns) -> None:
+        """From now on changes of records are ordered by *turns*."""
+        self._turns = turns
 
     def _commit(self, change: Change) -> None:
         if not (change.puts or change.deletes or change.statements):
             return
-        revision = self._revision + (1 if change.puts or change.deletes else 0)
-        try:
-            self._write(change, revision)
-        except sqlite3.Error as error:
-            raise StateNotWritable(path=str(self.path), reason=f"{error}.") from None
-        self._exchange(change, revision)
+        with self._lock:
+            self.apply(change, self._revision + (1 if change.puts or change.deletes else 0))
 
-    def _write(self, change: Change, revision: int) -> None:
+    def apply(self, change: Change, revision: int, *, everything: bool = False) -> None:
+        """Store *change* as *revision*; with *everything*, instead of all records there are."""
+        with self._lock:
+            try:
+                self._write(change, revision, everything=everything)
+            except sqlite3.Error as error:
+                raise StateNotWritable(path=str(self.path), reason=f"{error}.") from None
+            self._exchange(change, revision)
+
+    def _write(self, change: Change, revision: int, *, everything: bool) -> None:
         self._db.execute("BEGIN IMMEDIATE")
         try:
+            if everything:
+                self._db.execute("DELETE FROM record")
             for (kind, key), record in change.puts.items():
                 self._db.execute("REPLACE INTO record VALUES (?, ?, ?, ?)", (kind, key, revision, _encode(record)))
             for kind, key in change.deletes:
@@ -201,8 +247,8 @@ class Store:
 
     def execute(self, statement: str, arguments: tuple[Any, ...] = ()) -> None:
         """Run one statement on the tables that are not records, durably."""
-        with self.change() as change:
-            change.execute(statement, arguments)
+        with self.note() as note:
+            note.execute(statement, arguments)
 
     def query(self, statement: str, arguments: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
         """The rows of a SELECT on the tables that are not records."""

@@ -24,7 +24,7 @@ from typing import Any
 
 import msgspec
 
-from mcvirt.errors import McvirtError, UndoIncomplete
+from mcvirt.errors import ChangeUnknown, LeaderUnreachable, McvirtError, UndoIncomplete
 from mcvirtd.state.store import Change, Store
 from mcvirtd.tasks.task import current_task
 
@@ -72,6 +72,10 @@ class Journal:
         except BaseException as error:
             if tx.closed:
                 raise
+            if isinstance(error, ChangeUnknown | LeaderUnreachable) and tx.committing:
+                # The change may yet turn out to stand: what is due stays due, and is settled when that is known.
+                tx.closed = True
+                raise UndoIncomplete(text=str(error), remains="what it began is settled then.") from error
             remains = tx.roll_back()
             if remains:
                 raise UndoIncomplete(text=_sentence(error), remains="; ".join(remains)) from error
@@ -143,6 +147,7 @@ class Transaction:
         self._scope = scope
         self._entries: list[tuple[int, str, str, dict[str, Any]]] = []
         self.closed = False
+        self.committing = False
 
     def undo(self, act: str, **arguments: Any) -> None:
         """The next line is undone by *act* if the transaction is not committed."""
@@ -161,6 +166,7 @@ class Transaction:
         with self._journal._store.change() as change:
             yield change
             self._forget_all(change)
+            self.committing = True
         self.closed = True
 
     def _must_be_open(self) -> None:
@@ -169,7 +175,7 @@ class Transaction:
 
     def keep(self) -> None:
         """Like commit, where there is no record to change."""
-        with self._journal._store.change() as change:
+        with self._journal._store.note() as change:
             self._forget_all(change)
         self.closed = True
 

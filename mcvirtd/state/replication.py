@@ -1,0 +1,355 @@
+"""The replication protocol at work: threads, turns and messages around `replicate.Replica`."""
+
+from __future__ import annotations
+
+import contextvars
+import logging
+import secrets
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any, Protocol, TypeVar
+
+import msgspec
+
+from mcvirt.errors import (
+    ChangeUnknown,
+    LeaderUnreachable,
+    McvirtError,
+    NotLeader,
+    StaleChange,
+    from_wire,
+)
+from mcvirtd.state.log import Origin, StateLog, to_wire
+from mcvirtd.state.records import NodeRecord
+from mcvirtd.state.replicate import Committed, Message, Position, Procedure, Replica
+from mcvirtd.state.store import Change, Store
+
+log = logging.getLogger(__name__)
+R = TypeVar("R")
+
+TURN_WITHIN = 10.0
+LEASE_SECONDS = 5.0
+COMMIT_WITHIN = 10.0
+_FOLLOW_AGAIN = 5.0
+
+_left_behind: contextvars.ContextVar[set[str] | None] = contextvars.ContextVar("left_behind", default=None)
+
+
+@contextmanager
+def noting_left_behind() -> Iterator[set[str]]:
+    """The names of members that were away when changes were made in the block."""
+    names: set[str] = set()
+    token = _left_behind.set(names)
+    try:
+        yield names
+    finally:
+        _left_behind.reset(token)
+
+
+class Transport(Protocol):
+    """Carries messages to other members."""
+
+    def ask_all(self, messages: Mapping[str, Message], within: float) -> dict[str, Message | None]:
+        """Ask members at the same time; None for who did not answer within *within* seconds."""
+
+    def silent(self) -> Sequence[str]:
+        """Members that have not been heard of lately."""
+
+
+class MemberStatus(msgspec.Struct, frozen=True, kw_only=True):
+    """Where a member is: *lag* is how many changes it lacks, None if that is not known."""
+
+    name: str
+    away: bool
+    revision: int | None
+    lag: int | None
+
+
+class _Turns:
+    """The leader's turns, one at a time; a turn of another member is a lease that ends by itself."""
+
+    def __init__(self) -> None:
+        self._changed = threading.Condition()
+        self._holder = ""
+        self._until = 0.0
+
+    def take(self, within: float, lease: float | None = None) -> str:
+        """A new turn's ID, or '' if there was none in time."""
+        deadline = time.monotonic() + within
+        with self._changed:
+            while self._holder and time.monotonic() < self._until:
+                left = min(deadline, self._until) - time.monotonic()
+                if deadline <= time.monotonic():
+                    return ""
+                self._changed.wait(max(0.01, left))
+            self._holder = secrets.token_hex(8)
+            self._until = time.monotonic() + (lease if lease is not None else 3600.0)
+            return self._holder
+
+    def keep(self, turn: str) -> bool:
+        """Whether the turn is still its holder's; if so, it no longer ends by itself."""
+        with self._changed:
+            if self._holder != turn or time.monotonic() >= self._until:
+                return False
+            self._until = time.monotonic() + 3600.0
+            return True
+
+    def give(self, turn: str) -> None:
+        """The turn is over."""
+        with self._changed:
+            if self._holder == turn:
+                self._holder = ""
+                self._changed.notify_all()
+
+
+class Replicator:
+    """This member's part in the cluster. `Store.replicate_with` makes it order the store's changes."""
+
+    def __init__(self, name: str, store: Store, transport: Transport) -> None:
+        self.name = name
+        self._store = store
+        self.log = StateLog(store, name)
+        self.replica = Replica(name, self.log)
+        self._transport = transport
+        # Held while protocol code runs, never while it waits for other members.
+        self._member = threading.RLock()
+        self._turns = _Turns()
+        self._lease: tuple[str, str, Position] | None = None  # token, leader, base; of the turn this node has
+        self._news = threading.Condition()
+        self._behind = False
+        self._stopped = False
+        self._thread: threading.Thread | None = None
+        self._leader_heard: Callable[[str], bool] = lambda leader: leader not in transport.silent()
+
+    # --- driving ----------------------------------------------------------------------------------------------------
+
+    def _run(self, procedure: Procedure[R]) -> R:
+        answers: Mapping[str, Message | None] | None = None
+        while True:
+            with self._member:
+                try:
+                    ask = next(procedure) if answers is None else procedure.send(answers)
+                except StopIteration as stop:
+                    result: R = stop.value
+                    return result
+            answers = self._transport.ask_all(ask.messages, ask.within) if ask.messages else {}
+
+    @property
+    def alone(self) -> bool:
+        """Whether this node is all of its cluster."""
+        return len(self._store.all(NodeRecord)) <= 1
+
+    # --- Turns, for the store ---------------------------------------------------------------------------------------
+
+    @contextmanager
+    def turn(self) -> Iterator[None]:
+        """In the block nobody else makes a change, and everything that was changed before is here."""
+        if self.alone:
+            turn = self._turns.take(TURN_WITHIN)
+            self._lease = (turn, self.name, self.replica.position())
+            try:
+                yield
+            finally:
+                self._turns.give(turn)
+            return
+        leader = self.replica.leader
+        self._lease = self._own_turn() if self.replica.is_leader else self._borrow_turn(leader)
+        try:
+            yield
+        finally:
+            self._end_turn()
+
+    def _own_turn(self) -> tuple[str, str, Position]:
+        turn = self._turns.take(TURN_WITHIN)
+        if not turn:
+            raise LeaderUnreachable(leader=self.name)
+        return turn, self.name, self.replica.position()
+
+    def _borrow_turn(self, leader: str) -> tuple[str, str, Position]:
+        answer = self._ask(leader, {"kind": "turn.begin"}, TURN_WITHIN + 2)
+        base = msgspec.convert(answer["base"], Position, strict=False)
+        if self.replica.position() != base:
+            self._run(self.replica.catch_up(leader))
+            if self.replica.position() != base:
+                self._ask(leader, {"kind": "turn.release", "turn": answer["turn"]}, 2.0)
+                raise StaleChange(revision=base.revision)
+        return str(answer["turn"]), leader, base
+
+    def _end_turn(self) -> None:
+        turn, leader, _ = self._lease or ("", "", None)
+        self._lease = None
+        if leader == self.name:
+            self._turns.give(turn)
+        elif turn:
+            try:
+                self._ask(leader, {"kind": "turn.release", "turn": turn}, 2.0)
+            except McvirtError as error:
+                log.info("the turn is left to end by itself: %s", error)
+
+    def commit(self, change: Change) -> None:
+        """Have *change* stored by the cluster; when this returns, it is also stored here."""
+        assert self._lease is not None
+        turn, leader, base = self._lease
+        if self.alone and len([record for record in change.puts.values() if isinstance(record, NodeRecord)]) == 0:
+            self._store._commit(change)
+            return
+        token = secrets.token_hex(8)
+        self.log.wait_for(token, change)
+        text = to_wire(change, Origin(self.name, token))
+        try:
+            if leader == self.name:
+                committed = self._run(self.replica.order(text, base, self._transport.silent()))
+            else:
+                committed = self._commit_elsewhere(leader, turn, base, text)
+        finally:
+            self.log.give_up(token)
+        names = _left_behind.get()
+        if names is not None:
+            names.update(committed.away)
+
+    def _commit_elsewhere(self, leader: str, turn: str, base: Position, text: str) -> Committed:
+        message = {"kind": "turn.commit", "turn": turn, "base": base, "change": text}
+        try:
+            answer = self._ask(leader, message, COMMIT_WITHIN)
+        except LeaderUnreachable as error:
+            raise ChangeUnknown(revision=base.revision + 1, missing=f"the leader '{leader}'") from error
+        committed = msgspec.convert(answer["committed"], Committed, strict=False)
+        if self.replica.position().revision < committed.entry.revision:
+            self._run(self.replica.catch_up(leader))
+        return committed
+
+    def _ask(self, member: str, message: Message, within: float) -> Message:
+        answer = self._transport.ask_all({member: message}, within).get(member)
+        if answer is None:
+            raise LeaderUnreachable(leader=member)
+        if "error" in answer:
+            raise from_wire(answer["error"])
+        return answer
+
+    # --- answering --------------------------------------------------------------------------------------------------
+
+    def handle(self, sender: str, message: Message) -> Message:
+        """Answer a message of another member; an error of ours goes back as one."""
+        try:
+            kind = str(message.get("kind"))
+            if kind.startswith("turn.") or kind == "rejoin":
+                if sender not in self.log.members():
+                    return {"stranger": True}
+                answer = getattr(self, "_on_" + kind.replace(".", "_"))(sender, message)
+                with self._member:
+                    return {**answer, "promised": self.log.promised()}
+            leader = self.replica.leader
+            with self._member:
+                return self.replica.handle(sender, message, reaches_leader=self._leader_heard(leader))
+        except McvirtError as error:
+            return {"error": error.to_wire()}
+
+    def _on_turn_begin(self, sender: str, message: Message) -> Message:  # noqa: ARG002
+        if not self.replica.is_leader:
+            raise NotLeader(leader=self.replica.leader)
+        turn = self._turns.take(TURN_WITHIN, LEASE_SECONDS)
+        if not turn:
+            raise StaleChange(revision=self.replica.position().revision)
+        with self._member:
+            return {"turn": turn, "base": self.replica.position()}
+
+    def _on_turn_commit(self, sender: str, message: Message) -> Message:
+        turn = str(message["turn"])
+        if not self._turns.keep(turn):
+            raise StaleChange(revision=self.replica.position().revision)
+        base = msgspec.convert(message["base"], Position, strict=False)
+        try:
+            silent = [name for name in self._transport.silent() if name != sender]
+            committed = self._run(self.replica.order(str(message["change"]), base, silent))
+        finally:
+            self._turns.give(turn)
+        return {"committed": committed}
+
+    def _on_turn_release(self, sender: str, message: Message) -> Message:  # noqa: ARG002
+        self._turns.give(str(message["turn"]))
+        return {}
+
+    def _on_rejoin(self, sender: str, message: Message) -> Message:
+        position = msgspec.convert(message["position"], Position, strict=False)
+        turn = self._turns.take(TURN_WITHIN)
+        if not turn:
+            return {"back": False}
+        try:
+            return {"back": self._run(self.replica.readmit(sender, position))}
+        finally:
+            self._turns.give(turn)
+
+    # --- following --------------------------------------------------------------------------------------------------
+
+    def facts(self) -> Message:
+        """What a heartbeat says of this member's place."""
+        with self._member:
+            return {
+                "promised": self.log.promised(),
+                "position": self.replica.position(),
+                "leads": self.replica.is_leader,
+            }
+
+    def observe(self, member: str, facts: Mapping[str, Any]) -> None:
+        """A heartbeat's facts: a higher epoch is followed, and a leader that is ahead is caught up with."""
+        with self._member:
+            self.replica._hear(dict(facts))
+            follows = member == self.replica.leader and bool(facts.get("leads")) and member != self.name
+            there = msgspec.convert(facts["position"], Position, strict=False)
+            away = self.log.members().get(self.name, False)
+            behind = follows and (away or there != self.replica.position())
+        if behind:
+            with self._news:
+                self._behind = True
+                self._news.notify_all()
+
+    def start(self) -> None:
+        """Begin to follow."""
+        self._thread = threading.Thread(target=self._follow, name="replication", daemon=True)
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Follow no longer."""
+        with self._news:
+            self._stopped = True
+            self._news.notify_all()
+        if self._thread is not None:
+            self._thread.join(5.0)
+
+    def _follow(self) -> None:
+        while True:
+            with self._news:
+                self._news.wait_for(lambda: self._behind or self._stopped)
+                if self._stopped:
+                    return
+                self._behind = False
+            try:
+                if not self._run(self.replica.rejoin(self.replica.leader)):
+                    log.warning("the leader '%s' did not take this node back yet", self.replica.leader)
+            except McvirtError as error:
+                log.info("catching up failed: %s", error)
+            except Exception:
+                log.exception("catching up failed")
+
+    def catch_up(self) -> bool:
+        """Be where the leader is, if it can be reached; False if it can't."""
+        if self.alone or self.replica.is_leader:
+            return True
+        try:
+            self._run(self.replica.catch_up(self.replica.leader))
+        except McvirtError as error:
+            log.warning("%s", error)
+            return False
+        return True
+
+    # --- leading ----------------------------------------------------------------------------------------------------
+
+    def promote(self, *, confirmed: bool) -> tuple[str, ...]:
+        """Make this node the leader; returns the members that do not know yet. See `Replica.promote`."""
+        turn = self._turns.take(TURN_WITHIN)
+        try:
+            return self._run(self.replica.promote(confirmed=confirmed)).away
+        finally:
+            self._turns.give(turn)
