@@ -178,6 +178,19 @@ def fingerprint(certificate: x509.Certificate | bytes) -> str:
     return hashlib.sha256(der).hexdigest()
 
 
+def key_fingerprint(certificate: x509.Certificate | bytes) -> str:
+    """The SHA-256 of the public key in *certificate* (an object, or its DER bytes) as 64 hex digits.
+
+    Nodes know each other by this: it stays when a certificate is renewed, so a member that is away meanwhile still
+    knows the renewed one.
+    """
+    if isinstance(certificate, bytes):
+        certificate = x509.load_der_x509_certificate(certificate)
+    key = certificate.public_key()
+    form = serialization.PublicFormat.SubjectPublicKeyInfo
+    return hashlib.sha256(key.public_bytes(serialization.Encoding.DER, form)).hexdigest()
+
+
 def certificate_name(der: bytes) -> str:
     """The node name that a certificate was made out to; '' if it has none. Whether to trust it, TLS has decided."""
     try:

@@ -28,7 +28,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 
 from mcvirt.errors import StateNotWritable, StateRefused
 from mcvirtd.cluster import certificates
-from mcvirtd.cluster.certificates import Authority, Subject, certificate_name, fingerprint, make_csr
+from mcvirtd.cluster.certificates import Authority, Subject, certificate_name, fingerprint, key_fingerprint, make_csr
 
 __all__ = [
     "DIRECTORY",
@@ -36,6 +36,7 @@ __all__ = [
     "certificate_name",
     "ensure",
     "fingerprint",
+    "key_fingerprint",
     "make_csr",
     "node_csr",
     "publish_trust",
@@ -49,12 +50,16 @@ _log = logging.getLogger(__name__)
 
 
 class Identity(msgspec.Struct, frozen=True, kw_only=True):
-    """Who this node is. All files exist, belong together, and are good at the time ensure() returned them."""
+    """Who this node is. All files exist, belong together, and are good at the time ensure() returned them.
+
+    *key_fingerprint* is what other members' records know this node by.
+    """
 
     directory: Path
     node_name: str
     addresses: tuple[str, ...]
     fingerprint: str
+    key_fingerprint: str
     ca_fingerprint: str
     not_after: datetime.datetime
 
@@ -103,6 +108,7 @@ def ensure(
         node_name=node_name,
         addresses=subject.addresses,
         fingerprint=fingerprint(certificate),
+        key_fingerprint=key_fingerprint(certificate),
         ca_fingerprint=fingerprint(ca.certificate),
         not_after=certificate.not_valid_after_utc,
     )

@@ -41,8 +41,9 @@ class McvirtNode:
         settings: str = "",
         deadline: float = 60.0,
         module: str = "mcvirtd.main",
+        port: int = 0,
     ) -> None:
-        """*module* is what is run as the daemon: mcvirtd itself, or a test's wrapping of it."""
+        """*module* is what is run as the daemon: mcvirtd itself, or a test's wrapping of it. *port* 0 is any."""
         self.directory = directory.absolute()
         self.name = name
         self.host = LibvirtHost(self.directory / "host", name, capabilities=capabilities)
@@ -55,6 +56,7 @@ class McvirtNode:
         self._settings = settings
         self._deadline = deadline
         self._module = module
+        self._port = port
         self._daemon: subprocess.Popen[bytes] | None = None
         self._log: IO[bytes] | None = None
 
@@ -69,10 +71,19 @@ class McvirtNode:
 
     def start(self) -> None:
         """Start the host, its bridge and mcvirtd."""
+        self.start_host()
+        try:
+            self.start_daemon()
+        except BaseException:
+            self.close()
+            raise
+
+    def start_host(self) -> None:
+        """Start the host and its bridge, and write the settings."""
         self.directory.mkdir(parents=True, exist_ok=True)
         self.volumes.mkdir(parents=True, exist_ok=True)
         self.settings_path.write_text(
-            f'[node]\nname = "{self.name}"\n[listen]\nport = 0\n[log]\nlevel = "DEBUG"\n'
+            f'[node]\nname = "{self.name}"\n[listen]\nport = {self._port}\n[log]\nlevel = "DEBUG"\n'
             f'[paths]\nstate = "{self.state_dir}"\nrun = "{self.run_dir}"\n{self._settings}'
         )
         self.settings_path.chmod(0o600)
@@ -80,7 +91,6 @@ class McvirtNode:
         try:
             for argv in (["link", "add", BRIDGE, "type", "bridge"], ["link", "set", BRIDGE, "up"]):
                 self.host.run(["ip", *argv])
-            self.start_daemon()
         except BaseException:
             self.close()
             raise
@@ -138,6 +148,11 @@ class McvirtNode:
         """mcvirtd's process, as this machine numbers it."""
         assert self._daemon is not None
         return int(getattr(self._daemon, "outer_pid", self._daemon.pid))
+
+    @property
+    def daemon_runs(self) -> bool:
+        """Whether there is a process of mcvirtd."""
+        return self._daemon is not None and self._daemon.poll() is None
 
     def stop_daemon(self, number: signal.Signals = signal.SIGTERM, within: float = 30.0) -> int:
         """Send mcvirtd a signal, wait for its end, and return its status."""
