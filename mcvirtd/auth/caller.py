@@ -17,6 +17,8 @@ class Caller(msgspec.Struct, frozen=True, kw_only=True):
 
     *user* is empty before a login. *root* is who could read the root-only token on this node, and mcvirtd itself.
     *session* is the ID of the session, where there is one, and *token* what it is checked with at every call.
+    *peer* is the node whose certificate, with the key *key* in it, the connection has shown; it is then no user.
+    *via* is the member that has handed on a call of *user* and vouches for who it is.
     """
 
     user: str = ""
@@ -24,6 +26,9 @@ class Caller(msgspec.Struct, frozen=True, kw_only=True):
     address: str = ""
     session: str = ""
     token: str = ""
+    peer: str = ""
+    key: str = ""
+    via: str = ""
 
 
 NOBODY = Caller()

@@ -21,6 +21,7 @@ from mcvirt.errors import (
     McvirtError,
     NotAuthenticated,
     NotPermitted,
+    from_wire,
 )
 from mcvirt.permissions import Access
 from mcvirt.rpc.codec import Reply
@@ -42,6 +43,13 @@ class Sessions(Protocol):
 
     def check(self, token: str, now: float) -> object:
         """Raise SessionRefused unless *token* is good."""
+
+
+class Members(Protocol):
+    """Knows the nodes of the cluster."""
+
+    def is_member(self, caller: Caller) -> bool:
+        """Whether the node that *caller* is is a member still."""
 
 
 class Router(Protocol):
@@ -113,6 +121,7 @@ class Guard:
         audit: Audit,
         router: Router,
         vm_of_disk: Callable[[str], str | None],
+        members: Members | None = None,
     ) -> None:
         self._node = node
         self._clock = clock
@@ -122,6 +131,7 @@ class Guard:
         self._audit = audit
         self._router = router
         self._vm_of_disk = vm_of_disk
+        self._members = members
 
     def call(self, published: Published, caller: Caller, args: Any, kwargs: Any) -> Reply:
         """Answer one call. Whatever happens, the answer is a Reply."""
@@ -145,7 +155,7 @@ class Guard:
             reference = secrets.token_hex(4)
             forwarded = self._router.forward(published.operation, arguments, caller)
             if forwarded is not None:
-                return msgspec.json.decode(forwarded, type=Reply)
+                return self._handed_on(published, caller, target, msgspec.json.decode(forwarded, type=Reply), reference)
             log.debug("%s %s by %s begins [%s]", published.label, target, caller.user, reference)
             if published.remote.task:
                 return self._start(published, caller, arguments, target)
@@ -161,7 +171,16 @@ class Guard:
         return reply
 
     def _identify(self, published: Published, caller: Caller) -> None:
-        if caller.token:
+        needs_peer = published.remote.needs is Access.PEER
+        if caller.peer:
+            if not needs_peer or self._members is None or not self._members.is_member(caller):
+                raise NotAuthenticated(text=f"Node '{caller.peer}' is not a member of this cluster, or may not do this.")
+        elif needs_peer:
+            raise NotAuthenticated(text="Only another node of the cluster may do this.")
+        elif caller.via:
+            if not caller.root and not self._rights.knows(caller.user):
+                raise NotAuthenticated(text=f"Node '{self._node}' knows no user '{caller.user}'.")
+        elif caller.token:
             self._sessions.check(caller.token, self._clock())
         elif not caller.root and published.remote.needs is not Access.ANYONE:
             raise NotAuthenticated(text="This needs a login. `mcvirt login` asks for a name and a password.")
@@ -184,6 +203,16 @@ class Guard:
                 value = getattr(value, name)
             if value is not None and value is not False and value not in ((), {}):
                 self._rights.require(caller, permission, vm)
+
+    def _handed_on(
+        self, published: Published, caller: Caller, target: str, reply: Reply, reference: str
+    ) -> Reply:
+        """Another node has answered; there is where it happened, and here is who asked."""
+        if not published.remote.reads:
+            error = from_wire(reply.error) if reply.error is not None else None
+            detail = f"handed on as task {reply.task}" if reply.task else "handed on"
+            self._audit.record(caller, published.label, target, error, reply.task or reference, detail)
+        return reply
 
     def _start(self, published: Published, caller: Caller, arguments: dict[str, Any], target: str) -> Reply:
         def work() -> bytes:

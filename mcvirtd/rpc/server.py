@@ -16,7 +16,7 @@ import socket
 import ssl
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any
 
 import msgspec
@@ -34,7 +34,7 @@ from mcvirtd.rpc.incoming import Call, HungUp, Incoming, Unacceptable, receive, 
 
 log = logging.getLogger(__name__)
 
-Authenticate = Callable[[dict[str, Any], str], Caller]
+Authenticate = Callable[[dict[str, Any], str, bytes | None], Caller]
 _REFUSING_TIMEOUT = 2.0
 _REFUSALS_WAITING = 32
 # Before a login nothing large is sent: what strangers can make us keep in memory is their number times this.
@@ -69,10 +69,12 @@ class _Connection:
         self.address = address
         self.stranger_until = stranger_until
         self.caller = NOBODY
+        # Only a certificate that leads up to a CA of ours gets through TLS.
+        self.certificate = sock.getpeercert(binary_form=True)
 
     @property
     def stranger(self) -> bool:
-        return not (self.caller.user or self.caller.root)
+        return not (self.caller.user or self.caller.root or self.caller.peer)
 
     def hang_up(self) -> None:
         """Let the worker that reads here find the end; what it is just answering still goes out."""
@@ -154,6 +156,21 @@ class _Pool(Pool):  # type: ignore[misc]
             worker.join(max(0.0, deadline - time.monotonic()))
 
 
+def _listening(host: str, port: int) -> socket.socket:
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    sock = socket.socket(family, socket.SOCK_STREAM)
+    try:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        sock.bind((host, port))
+        sock.listen(256)
+        # A client that is gone again before it was accepted must not leave the loop waiting for the next one.
+        sock.setblocking(False)
+    except BaseException:
+        sock.close()
+        raise
+    return sock
+
+
 class _TransportServer(threadpoolserver.SocketServer_Threadpool):  # type: ignore[misc]
     """Pyro4's thread-pool server with an accept loop that only accepts. `Server` sets it up."""
 
@@ -162,13 +179,8 @@ class _TransportServer(threadpoolserver.SocketServer_Threadpool):  # type: ignor
 
     def init(self, daemon: Any, host: str, port: int, unixsocket: str | None = None) -> None:  # noqa: ARG002
         self.daemon = daemon
-        family = socket.AF_INET6 if ":" in host else socket.AF_INET
-        self.sock = socket.socket(family, socket.SOCK_STREAM)
-        self.sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        self.sock.bind((host, port))
-        self.sock.listen(256)
-        # A client that is gone again before it was accepted must not leave the loop waiting for the next one.
-        self.sock.setblocking(False)
+        self.sock = _listening(host, port)
+        self._also: dict[str, socket.socket] = {}
         self._socketaddr = self.sock.getsockname()
         self.locationStr = f"[{host}]:{self._socketaddr[1]}" if ":" in host else f"{host}:{self._socketaddr[1]}"
         self._connections: set[_Connection] = set()
@@ -182,10 +194,12 @@ class _TransportServer(threadpoolserver.SocketServer_Threadpool):  # type: ignor
         self._selector.register(self.sock, threadpoolserver.selectors.EVENT_READ, self)
 
     def events(self, eventsockets: Any) -> None:  # noqa: ARG002
-        if not self._selector.select(Pyro4.config.POLLTIMEOUT):
-            return
+        for key, _ in self._selector.select(Pyro4.config.POLLTIMEOUT):
+            self._accept(key.fileobj)
+
+    def _accept(self, listening: socket.socket) -> None:
         try:
-            sock, address = self.sock.accept()
+            sock, address = listening.accept()
         except OSError as error:
             if error.errno in (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM):
                 log.error("no connection can be taken now: %s", error)
@@ -203,6 +217,18 @@ class _TransportServer(threadpoolserver.SocketServer_Threadpool):  # type: ignor
                 self._refusals.put_nowait(_Job(self, sock, address, refusal))
             except queue.Full:
                 sock.close()
+
+    def listen_also(self, hosts: Collection[str]) -> None:
+        """Besides the first address, listen on *hosts*, and on no others any more."""
+        for host in [host for host in self._also if host not in hosts]:
+            sock = self._also.pop(host)
+            self._selector.unregister(sock)
+            sock.close()
+        for host in hosts:
+            if host not in self._also:
+                sock = _listening(host, self._socketaddr[1])
+                self._selector.register(sock, threadpoolserver.selectors.EVENT_READ, self)
+                self._also[host] = sock
 
     def _refuse(self) -> None:
         while (job := self._refusals.get()) is not None:
@@ -239,7 +265,8 @@ def refusal_text(error: McvirtError) -> str:
 class Server(Pyro4.core.Daemon):  # type: ignore[misc]
     """Listens on *host*:*port* (0 = any free port) and answers for what is registered.
 
-    *authenticate* turns the handshake's data and the client's address into a Caller, or raises an McvirtError.
+    *authenticate* turns the handshake's data, the client's address and its certificate (DER, where it has shown one
+    that leads up to a CA of ours) into a Caller, or raises an McvirtError.
     *context* gives the SSL context for the next connection, so that a renewed certificate needs no restart.
     """
 
@@ -271,6 +298,14 @@ class Server(Pyro4.core.Daemon):  # type: ignore[misc]
         """The port it listens on."""
         return int(self.transportServer._socketaddr[1])
 
+    def listen_also(self, hosts: Collection[str]) -> None:
+        """Listen on *hosts* too, at the same port, and end that for others; OSError says that one can't be had.
+
+        Connections go on, whatever address they came in by.
+        """
+        own = str(self.transportServer._socketaddr[0])
+        self.transportServer.listen_also([host for host in hosts if own not in (host, "0.0.0.0", "::")])  # noqa: S104
+
     def shake_hands(self, connection: _Connection, refusal: McvirtError | None) -> bool:
         """Pyro4's handshake: who is it? False, and the reason is told, if they may not come in."""
         left = connection.stranger_until - time.monotonic()
@@ -280,7 +315,9 @@ class Server(Pyro4.core.Daemon):  # type: ignore[misc]
         try:
             if refusal is not None:
                 raise refusal
-            connection.caller = self._authenticate(_credentials(incoming.data), connection.address)
+            connection.caller = self._authenticate(
+                _credentials(incoming.data), connection.address, connection.certificate
+            )
         except McvirtError as error:
             self._send(connection, message.MSG_CONNECTFAIL, incoming.sequence, _encode(refusal_text(error)))
             return False
