@@ -24,6 +24,8 @@ ACCESS = {
     Access.ANYONE: "nothing, not even a login",
     Access.ANY_USER: "a login",
     Access.SELF: "a login, for what is one's own",
+    Access.PEER: "to be another node of the cluster",
+    Access.JOINER: "the secret of the node's connect string",
 }
 
 

@@ -325,6 +325,30 @@ class UndoIncomplete(Failed):
     """{text} Not everything could be undone: {remains}"""
 
 
+# --- members of the cluster ---------------------------------------------------------------------------------------
+
+
+class NotAMember(NotAuthenticated):
+    """Node '{node}' does not know node '{name}' as a member of its cluster."""
+
+
+class NodeRemoved(Conflict):
+    """This node, '{node}', was removed from its cluster and changes nothing any more. `mcvirt cluster reset` makes it a
+    cluster of its own, which can be joined to another; until then it can only be looked at."""
+
+
+class ConnectStringRefused(Refused):
+    """The connect string can't be used: {reason}"""
+
+
+class NotSuitable(Refused):
+    """Node '{node}' can't join this cluster: {reasons}"""
+
+
+class JoinFailed(Failed):
+    """Node '{node}' did not join: {reason} {state}"""
+
+
 # --- one order of changes -----------------------------------------------------------------------------------------
 
 

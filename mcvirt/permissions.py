@@ -50,7 +50,6 @@ class Access(str, Enum):
     ANY_USER = "ANY_USER"
     PEER = "PEER"  # only other nodes of the cluster, never a user and never root
     SELF = "SELF"  # operations on one's own account and sessions; the service sees who it is
-    PEER = "PEER"  # only other members of the cluster, known by their certificates
     JOINER = "JOINER"  # only who has the secret of this node's connect string: the member that takes it in
 
 

@@ -172,7 +172,10 @@ class Guard:
 
     def _identify(self, published: Published, caller: Caller) -> None:
         needs_peer = published.remote.needs is Access.PEER
-        if caller.peer:
+        if caller.joiner or published.remote.needs is Access.JOINER:
+            if not (caller.joiner and published.remote.needs is Access.JOINER):
+                raise NotAuthenticated(text="This is for the member that takes this node into its cluster, alone.")
+        elif caller.peer:
             if not needs_peer or self._members is None or not self._members.is_member(caller):
                 raise NotAuthenticated(text=f"Node '{caller.peer}' is not a member of this cluster, or may not do this.")
         elif needs_peer:

@@ -74,7 +74,7 @@ class _Connection:
 
     @property
     def stranger(self) -> bool:
-        return not (self.caller.user or self.caller.root or self.caller.peer)
+        return not (self.caller.user or self.caller.root or self.caller.peer or self.caller.joiner)
 
     def hang_up(self) -> None:
         """Let the worker that reads here find the end; what it is just answering still goes out."""
