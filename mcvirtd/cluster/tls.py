@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import hmac
 import ssl
 
 from mcvirt.errors import StateRefused
-from mcvirtd.cluster.pki import Identity
+from mcvirtd.cluster.pki import Identity, key_fingerprint
 
 
 def server_context(identity: Identity) -> ssl.SSLContext:
@@ -39,3 +40,26 @@ def _prepare(context: ssl.SSLContext, identity: Identity) -> None:
             reason=f"{error.strerror or error.args[0]}.",
             hint="Restart mcvirtd to have the files looked at one by one.",
         ) from None
+
+
+def pinned_context(fingerprint: str) -> ssl.SSLContext:
+    """For connecting to a node of which nothing is known but the *fingerprint* of its key.
+
+    Nothing is sent, and no handshake comes to its end, before the key was seen to be that one.
+    """
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.minimum_version = ssl.TLSVersion.TLSv1_3
+    context.options |= ssl.OP_NO_TICKET | ssl.OP_NO_COMPRESSION
+    context.check_hostname = False
+    context.verify_mode = ssl.CERT_NONE
+
+    class Pinned(ssl.SSLSocket):
+        def do_handshake(self, block: bool = False) -> None:
+            super().do_handshake(block)
+            shown = self.getpeercert(binary_form=True)
+            if shown is None or not hmac.compare_digest(key_fingerprint(shown), fingerprint):
+                self.close()
+                raise ssl.SSLCertVerificationError("the node that answered there is not the one that was meant")
+
+    context.sslsocket_class = Pinned
+    return context
