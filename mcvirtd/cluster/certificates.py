@@ -13,6 +13,7 @@ from cryptography import x509
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.asymmetric.types import CertificatePublicKeyTypes
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from mcvirt.errors import BadArgument
@@ -186,7 +187,11 @@ def key_fingerprint(certificate: x509.Certificate | bytes) -> str:
     """
     if isinstance(certificate, bytes):
         certificate = x509.load_der_x509_certificate(certificate)
-    key = certificate.public_key()
+    return public_fingerprint(certificate.public_key())
+
+
+def public_fingerprint(key: CertificatePublicKeyTypes) -> str:
+    """The same of a public key that is in no certificate."""
     form = serialization.PublicFormat.SubjectPublicKeyInfo
     return hashlib.sha256(key.public_bytes(serialization.Encoding.DER, form)).hexdigest()
 

@@ -26,21 +26,25 @@ from cryptography import x509
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
-from mcvirt.errors import StateNotWritable, StateRefused
+from mcvirt.errors import BadArgument, StateNotWritable, StateRefused
 from mcvirtd.cluster import certificates
 from mcvirtd.cluster.certificates import Authority, Subject, certificate_name, fingerprint, key_fingerprint, make_csr
 
 __all__ = [
     "DIRECTORY",
     "Identity",
+    "authority_files",
     "certificate_name",
     "ensure",
     "fingerprint",
+    "held_key",
     "key_fingerprint",
     "make_csr",
     "node_csr",
     "publish_trust",
     "sign_csr",
+    "stage_authority",
+    "stage_key",
 ]
 
 DIRECTORY = "pki"
@@ -137,6 +141,55 @@ def sign_csr(
         ca_key = _load_key(identity.ca_key)
         ca = Authority(_own_ca(_load_certificates(identity.trust), ca_key, identity.trust), ca_key)
     return certificates.pem(certificates.issue(key, Subject.of(node_name, addresses), ca, _moment(now)))
+
+
+def stage_key(directory: Path, node_name: str) -> bytes:
+    """Make a new node key in *directory*, which must be empty or missing; returns a request for its certificate."""
+    with _opened(directory):
+        key = _key(directory / "node.key", may_make=True)
+    return make_csr(key, node_name)
+
+
+def stage_authority(directory: Path, node_name: str, *, ca_key: bytes, trust: bytes, certificate: bytes) -> None:
+    """Complete *directory*, begun by stage_key, with what another cluster's member sent.
+
+    Raises BadArgument if the parts do not belong together.
+    """
+    what = "certificates for joining"
+    try:
+        key = serialization.load_pem_private_key(ca_key, password=None)
+        authorities = x509.load_pem_x509_certificates(trust)
+        signed = x509.load_pem_x509_certificate(certificate)
+        fits = (
+            authorities[0].public_key() == key.public_key()
+            and certificates.sound(signed, authorities[0])
+            and signed.public_key() == _load_key(directory / "node.key").public_key()
+            and signed.subject == Subject.of(node_name, ()).name()
+        )
+    except StateRefused:
+        raise
+    except Exception:  # the parser's errors are many, and the bytes came from the network
+        raise BadArgument(what=what, why="they can't be read.") from None
+    if not fits:
+        raise BadArgument(what=what, why="they do not belong together.")
+    with _opened(directory):
+        _write(directory / "ca.key", ca_key, mode=0o600, replace=False)
+        _write(directory / "ca.pem", trust, mode=0o644)
+        _write(directory / "node.crt", certificate, mode=0o644)
+
+
+def held_key(directory: Path) -> str:
+    """The fingerprint of the node key in *directory*; '' if there is none that can be read."""
+    try:
+        public = _load_key(directory / "node.key").public_key()
+    except StateRefused:
+        return ""
+    return certificates.public_fingerprint(public)
+
+
+def authority_files(identity: Identity) -> tuple[bytes, bytes]:
+    """The key of the CA, and the certificates that are trusted: for a node that becomes a member."""
+    return _read(identity.ca_key, secret=True), _read(identity.trust)
 
 
 def publish_trust(identity: Identity, path: Path) -> None:
