@@ -5,18 +5,19 @@ from __future__ import annotations
 import contextlib
 import logging
 import signal
-import ssl
 import threading
 import time
 from collections.abc import Callable, Mapping
-from typing import cast
+from typing import Any, cast
 
 import msgspec
 
 from mcvirt import api
+from mcvirt.api.peer import PeerApi
 from mcvirt.api.vm import VmApi
 from mcvirt.errors import McvirtError, NodeUnreachable, from_wire
 from mcvirt.rpc import transport
+from mcvirt.rpc.codec import Reply
 from mcvirt.rpc.contract import operations
 from mcvirt.types.task import ENDED, TaskState
 from mcvirt.types.vm import AutoStart
@@ -33,9 +34,10 @@ from mcvirtd.auth.session_store import StoreSessions
 from mcvirtd.auth.throttle import LoginThrottle
 from mcvirtd.auth.tokens import Sessions
 from mcvirtd.auth.users import UserService
-from mcvirtd.cluster import pki, tls
+from mcvirtd.cluster import pki
 from mcvirtd.cluster.autostart import Autostart
-from mcvirtd.cluster.node_service import NodeService
+from mcvirtd.cluster.forwarding import Forwarding, PeerService, TasksElsewhere
+from mcvirtd.cluster.presence import Presence
 from mcvirtd.cluster.routing import Router
 from mcvirtd.host import files, network, systemd
 from mcvirtd.hypervisor.accelerator import Setting
@@ -87,7 +89,7 @@ class Daemon:
         self._settings = settings
         self._simulate = simulate
         self._stopping = threading.Event()
-        self._context: ssl.SSLContext | None = None
+        self._operations: dict[str, Published] = {}
 
     def run(self) -> int:
         """The whole life of the daemon; returns the exit status."""
@@ -95,8 +97,7 @@ class Daemon:
             self._directories()
             identity = first_start.node_identity(self._settings.paths.state, self._settings.node.name)
             self._node = identity.name
-            self._renew_certificate()
-            store = Store(self._settings.paths.state / STATE_FILE)
+            store = self._store = Store(self._settings.paths.state / STATE_FILE)
             stack.callback(store.close)
             first_start.first_records(store, identity)
             hypervisor = self._hypervisor()
@@ -107,6 +108,7 @@ class Daemon:
             stack.callback(self._unpublish)
             self._publish(server)
             self._handle_signals(server)
+            self._presence.start(server)
             self._maintenance.start()
             self._autostart.start()
             systemd.ready(f"Serving on port {server.port}")
@@ -114,6 +116,7 @@ class Daemon:
             server.requestLoop(self._goes_on)
             systemd.stopping()
             log.info("stopping")
+            self._presence.stop()
             self._autostart.stop()
             self._maintenance.stop()
             self._tasks.close()
@@ -131,15 +134,6 @@ class Daemon:
         for path, mode in ((paths.state, 0o711), (paths.run, 0o755), (paths.state / "console", 0o700)):
             path.mkdir(mode=mode, parents=True, exist_ok=True)
             path.chmod(mode)
-
-    def _renew_certificate(self) -> None:
-        identity = pki.ensure(self._settings.paths.state / pki.DIRECTORY, self._node)
-        self._context = tls.server_context(identity)
-        pki.publish_trust(identity, self._settings.paths.run / TRUST_FILE)
-
-    def _current_context(self) -> ssl.SSLContext:
-        assert self._context is not None
-        return self._context
 
     def _hypervisor(self) -> HypervisorVerbs:
         if self._simulate:
@@ -160,7 +154,15 @@ class Daemon:
 
     def _build(self, store: Store, hypervisor: HypervisorVerbs) -> None:
         node, settings = self._node, self._settings
-        self._store, self._libvirt = store, hypervisor
+        self._libvirt = hypervisor
+        presence = self._presence = Presence(
+            store=store,
+            node=node,
+            directory=settings.paths.state / pki.DIRECTORY,
+            trust=settings.paths.run / TRUST_FILE,
+            hypervisor=hypervisor,
+            accelerator=self._accelerator,
+        )
         journal = self._journal = Journal(store)
         self._locks = Locks()
         self._tasks = Tasks(store, journal, node, keep_days=settings.tasks.keep / 86400)
@@ -210,7 +212,14 @@ class Daemon:
             changes=self._changes,
             power=power,
             deletion=deletion,
-            view=View(store=store, hypervisor=hypervisor, domains=domains, accelerator=self._accelerator),
+            view=View(
+                store=store,
+                hypervisor=hypervisor,
+                domains=domains,
+                accelerator=self._accelerator,
+                node=node,
+                live=presence.live.of,
+            ),
             consoles=self._consoles,
             node=node,
         )
@@ -224,7 +233,8 @@ class Daemon:
                 Chore("settle", 30.0, self._settle_stuck, first=5.0),
                 Chore("idle", 30.0, self._drop_idle, first=30.0),
                 Chore("prune", _HOUR, self._prune, first=60.0),
-                Chore("certificate", _HOUR, self._renew_certificate, first=_HOUR),
+                Chore("certificate", _HOUR, presence.renew_certificate, first=_HOUR),
+                Chore("listen", 5.0, presence.listen, first=5.0),
             ]
         )
 
@@ -255,7 +265,7 @@ class Daemon:
     # --- serving ------------------------------------------------------------------------------------------------------
 
     def _serve(self, root_token: str) -> Server:
-        settings, store = self._settings, self._store
+        settings, store, presence = self._settings, self._store, self._presence
         passwords = Passwords()
         login = Login(
             store=store,
@@ -272,9 +282,11 @@ class Daemon:
             rights=self._rights,
             tasks=self._tasks,
             audit=self._audit,
-            router=Router(store, self._node),
+            router=Router(store, self._node, Forwarding(presence.peers)),
             vm_of_disk=self._vm_of_disk,
+            members=presence.members,
         )
+        tasks = TaskService(tasks=self._tasks, rights=self._rights, elsewhere=TasksElsewhere(presence.peers))
         services: list[object] = [
             self._vms,
             HardDriveService(
@@ -302,16 +314,20 @@ class Daemon:
             UserService(store=store, rights=self._rights, sessions=self._sessions, passwords=passwords, login=login),
             GroupService(store=store, rights=self._rights),
             AuditService(self._audit),
-            NodeService(store=store, node=self._node, hypervisor=self._libvirt, accelerator=self._accelerator),
-            TaskService(tasks=self._tasks, rights=self._rights),
+            presence.nodes,
+            tasks,
         ]
         transport.configure()
         server = Server(
             settings.listen.address,
             settings.listen.port,
             node=self._node,
-            context=self._current_context,
-            authenticate=login.authenticate,
+            context=presence.server_context,
+            authenticate=lambda data, address, certificate: (
+                presence.members.recognise(data["peer"], certificate, address)
+                if "peer" in data
+                else login.authenticate(data, address)
+            ),
             limits=Limits(
                 connections=settings.limits.connections,
                 handshake_timeout=settings.limits.handshake_timeout,
@@ -320,8 +336,19 @@ class Daemon:
             ),
         )
         for contract, service in zip(api.contracts(), services, strict=True):
-            server.register(publish(contract, service, self._guard), contract.object_id)  # type: ignore[attr-defined]
+            facade = publish(contract, service, self._guard, self._operations)
+            server.register(facade, contract.object_id)  # type: ignore[attr-defined]
+        peer_service = PeerService(
+            live=presence.live, tasks=tasks, run=self._run_for_peer, replication=lambda: presence.replication
+        )
+        server.register(publish(PeerApi, peer_service, self._guard), PeerApi.object_id)
         return server
+
+    def _run_for_peer(self, label: str, caller: Caller, arguments: dict[str, Any]) -> Reply | None:
+        published = self._operations.get(label)
+        if published is None or published.remote.runs_at is None:
+            return None
+        return self._guard.call(published, caller, (), arguments)
 
     def _vm_of_disk(self, disk: str) -> str | None:
         record = self._store.get(DiskRecord, disk)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from mcvirt.permissions import Access, Permission
-from mcvirt.rpc.contract import NodeArgument, Vm, VmOfDisk, remote
+from mcvirt.rpc.contract import NodeArgument, Owner, OwnerOfDisk, Vm, VmOfDisk, remote
 from mcvirt.types.storage import BackendInfo, BackendSpec, DiskInfo, IsoInfo, UploadInfo
 from mcvirt.types.vm import DiskDriver, DiskSpec
 
@@ -49,17 +49,23 @@ class HardDriveApi:
         """All hard drives."""
         raise NotImplementedError
 
-    @remote(needs=Permission.MODIFY_HARD_DRIVE, on=Vm("vm"), also={"vm": Permission.MODIFY_VM}, task=True)
+    @remote(
+        needs=Permission.MODIFY_HARD_DRIVE,
+        on=Vm("vm"),
+        also={"vm": Permission.MODIFY_VM},
+        runs_at=Owner("vm"),
+        task=True,
+    )
     def create(self, spec: DiskSpec, vm: str | None = None) -> DiskInfo:
         """Create a hard drive, and attach it to the virtual machine *vm* where one is named."""
         raise NotImplementedError
 
-    @remote(needs=Permission.MODIFY_VM, on=Vm("vm"), task=True)
+    @remote(needs=Permission.MODIFY_VM, on=Vm("vm"), runs_at=Owner("vm"), task=True)
     def attach(self, disk: str, vm: str) -> DiskInfo:
         """Attach a hard drive that no virtual machine has; at once where the guest is running."""
         raise NotImplementedError
 
-    @remote(needs=Permission.MODIFY_VM, on=VmOfDisk("disk"), task=True)
+    @remote(needs=Permission.MODIFY_VM, on=VmOfDisk("disk"), runs_at=OwnerOfDisk("disk"), task=True)
     def detach(self, disk: str) -> DiskInfo:
         """Detach a hard drive from its virtual machine. Its data stays."""
         raise NotImplementedError
@@ -71,7 +77,7 @@ class HardDriveApi:
         """Adopt a volume that exists on *backend* (name or ID) on this node and that nothing uses."""
         raise NotImplementedError
 
-    @remote(needs=Permission.MODIFY_HARD_DRIVE, task=True)
+    @remote(needs=Permission.MODIFY_HARD_DRIVE, runs_at=OwnerOfDisk("disk"), task=True)
     def delete(self, disk: str) -> None:
         """Delete a detached hard drive and its data."""
         raise NotImplementedError

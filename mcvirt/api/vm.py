@@ -22,7 +22,7 @@ class VmApi:
         """The names of all virtual machines, sorted."""
         raise NotImplementedError
 
-    @remote(needs=Access.ANY_USER, on=Vm("name"), runs_at=Owner("name"), reads=True)
+    @remote(needs=Access.ANY_USER, on=Vm("name"), runs_at=Owner("name"), reads=True, known_here=True)
     def info(self, name: str) -> VmInfo:
         """Everything about one virtual machine."""
         raise NotImplementedError

@@ -15,11 +15,15 @@ from Pyro4 import util
 
 
 class Reply(msgspec.Struct, omit_defaults=True):
-    """What an operation answers: its value, an error, or the task that goes on with it."""
+    """What an operation answers: its value, an error, or the task that goes on with it.
+
+    *away* are the nodes without which a change was made.
+    """
 
     ok: msgspec.Raw = msgspec.Raw(b"null")
     error: dict[str, Any] | None = None
     task: str | None = None
+    away: tuple[str, ...] = ()
 
 
 def _refuse_compression() -> NoReturn:

@@ -47,7 +47,19 @@ class NodeArgument(msgspec.Struct, frozen=True):
     argument: str
 
 
-Place = Owner | NodeArgument | None
+class OwnerOfDisk(msgspec.Struct, frozen=True):
+    """The operation runs where the virtual machine that has the disk is registered, or where the disk is."""
+
+    argument: str
+
+
+class NodeOfTask(msgspec.Struct, frozen=True):
+    """The operation runs on the node that the task named by this argument runs on: TASK@NODE."""
+
+    argument: str
+
+
+Place = Owner | OwnerOfDisk | NodeArgument | NodeOfTask | None
 
 
 class Remote(msgspec.Struct, frozen=True, kw_only=True):
@@ -59,6 +71,7 @@ class Remote(msgspec.Struct, frozen=True, kw_only=True):
     runs_at: Place = None
     task: bool = False
     reads: bool = False
+    known_here: bool = False
 
 
 def remote(
@@ -69,15 +82,17 @@ def remote(
     runs_at: Place = None,
     task: bool = False,
     reads: bool = False,
+    known_here: bool = False,
 ) -> Callable[[F], F]:
     """Mark a stub as an operation.
 
     *needs* is required of the caller, for the target *on* where there is one. *also* names further permissions, each
     needed only when that argument (or "argument.field") is given and neither false nor empty. *runs_at* says which
     node does it. *task* makes it a task: followed, cancelled, journalled. *reads* says that it changes nothing, and so
-    leaves no line in the audit trail unless it is refused.
+    leaves no line in the audit trail unless it is refused. *known_here* says that any node can answer from what it
+    knows where the node that should can't be reached.
     """
-    mark = Remote(needs=needs, on=on, also=also or {}, runs_at=runs_at, task=task, reads=reads)
+    mark = Remote(needs=needs, on=on, also=also or {}, runs_at=runs_at, task=task, reads=reads, known_here=known_here)
 
     def set_mark(stub: F) -> F:
         setattr(stub, MARK, mark)

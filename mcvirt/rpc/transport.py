@@ -5,10 +5,13 @@ Many contracts share one connection: an operation names the object it is for.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import select
+import socket
 import ssl
 import threading
+from collections.abc import Callable
 from typing import Any, cast
 
 import msgspec
@@ -87,7 +90,10 @@ class Connection:
         *,
         node: str = "",
         timeout: float = CALL_TIMEOUT,
+        connect_timeout: float = CONNECT_TIMEOUT,
+        verify: Callable[[bytes], None] | None = None,
     ) -> None:
+        """*verify* is given the daemon's certificate (DER) and may raise an McvirtError, before anything is called."""
         self.node = node or host
         self.address = f"{host}:{port}"
         self._context = context
@@ -96,12 +102,22 @@ class Connection:
         self._proxy._pyroHandshake = credentials
         self._proxy._pyroRawWireResponse = True
         self._timeout = timeout
+        self._connect_timeout = connect_timeout
+        self._verify = verify
         self._lock = threading.Lock()
 
     def close(self) -> None:
         """Close the connection; a later call would open it again."""
         with self._lock:
             self._proxy._pyroRelease()
+
+    def abort(self) -> None:
+        """End a call that another thread waits for, if there is one: it raises NodeUnreachable."""
+        connection = self._proxy._pyroConnection
+        if connection is not None:
+            with contextlib.suppress(OSError, AttributeError):
+                # SSLSocket's own shutdown() would make that thread go on without TLS.
+                socket.socket.shutdown(connection.sock, socket.SHUT_RDWR)
 
     def call(self, object_id: str, method: str, arguments: dict[str, Any], *, timeout: float | None = None) -> bytes:
         """The bytes of the reply to *method* of *object_id*; raises what the wire or the daemon's door says."""
@@ -111,6 +127,9 @@ class Connection:
                 self._connect(timeout or self._timeout)
                 connected = True
                 reply = self._proxy._pyroInvoke(method, (), arguments, objectId=object_id)
+            except McvirtError:
+                self._proxy._pyroRelease()
+                raise
             except pyro_errors.PyroError as error:
                 self._proxy._pyroRelease()
                 raise self._said(error, connected) from None
@@ -127,8 +146,10 @@ class Connection:
             self._proxy._pyroRelease()
         if self._proxy._pyroConnection is None:
             _chosen.context = self._context
-            self._proxy._pyroTimeout = min(CONNECT_TIMEOUT, timeout)
+            self._proxy._pyroTimeout = min(self._connect_timeout, timeout)
             self._proxy._pyroBind()
+            if self._verify is not None:
+                self._verify(cast(Any, self._proxy._pyroConnection).sock.getpeercert(binary_form=True))
         self._proxy._pyroTimeout = timeout
         self._proxy._pyroConnection.timeout = timeout
 

@@ -6,7 +6,11 @@ import msgspec
 
 
 class NodeInfo(msgspec.Struct, frozen=True, kw_only=True):
-    """A node as `mcvirt info` shows it; sizes in bytes, use in percent."""
+    """A node as `mcvirt info` shows it; sizes in bytes, use in percent.
+
+    *age* is given for a node that is away: what is known of it is from so many seconds ago. One that was never heard
+    of has no age, no version, and zeros.
+    """
 
     name: str
     id: str
@@ -24,6 +28,7 @@ class NodeInfo(msgspec.Struct, frozen=True, kw_only=True):
     vms_running: int
     vms: int
     warnings: tuple[str, ...] = ()
+    age: int | None = None
 
 
 class ClusterSettings(msgspec.Struct, frozen=True, kw_only=True):

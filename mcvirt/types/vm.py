@@ -86,7 +86,8 @@ class VmRow(msgspec.Struct, frozen=True, kw_only=True):
     cpu_count: int
     disk_size: int
     locked: bool = False
-    missing: bool = False  # registered here, but libvirt has lost the domain
+    missing: bool = False  # registered, but libvirt on its node has lost the domain
+    age: int | None = None  # its node is away, and the state is from so many seconds ago
 
 
 class DiskSpec(msgspec.Struct, frozen=True, kw_only=True):

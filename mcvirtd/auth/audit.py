@@ -28,19 +28,28 @@ class Audit:
         self._node = node
         self._keep = keep_days * 86400.0
 
-    def record(self, caller: Caller, operation: str, target: str, error: McvirtError | None, reference: str) -> None:
+    def record(
+        self,
+        caller: Caller,
+        operation: str,
+        target: str,
+        error: McvirtError | None,
+        reference: str,
+        *,
+        detail: str = "",
+    ) -> None:
         """Write down how *operation* on *target* ended. That it can't be written is logged, and no error."""
         now = time.time()
         entry = AuditEntry(
             id=0,
             time=datetime.fromtimestamp(now, UTC),
             user=caller.user or "(nobody)",
-            address=caller.address,
+            address=f"{caller.address} through {caller.via}" if caller.via else caller.address,
             node=self._node,
             operation=operation,
             target=_line(target)[:200],
             result="ok" if error is None else type(error).__name__,
-            detail="" if error is None else _line(str(error))[:500],
+            detail=detail if error is None else _line(str(error))[:500],
             reference=reference,
         )
         log.info(

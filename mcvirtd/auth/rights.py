@@ -55,6 +55,10 @@ class Rights:
         names.discard(Permission.SUPERUSER.value)
         return frozenset(permission for permission in Permission if permission.value in names)
 
+    def knows(self, user: str) -> bool:
+        """Whether there is such a user."""
+        return self._store.get(UserRecord, user) is not None
+
     def is_superuser(self, caller: Caller) -> bool:
         """Whether the caller may do everything."""
         record = self._store.get(UserRecord, caller.user)

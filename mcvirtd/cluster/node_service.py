@@ -7,10 +7,13 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Protocol
 
+import msgspec
+
 from mcvirt import __version__
 from mcvirt.api.cluster import NodeApi
 from mcvirt.errors import BadArgument, McvirtError
 from mcvirt.types.cluster import ClusterSettings, NodeInfo
+from mcvirtd.cluster.live import Known
 from mcvirtd.host import facts as host_facts
 from mcvirtd.host.facts import CpuTimes, Memory
 from mcvirtd.state.records import NodeRecord, SettingsRecord, VmRecord
@@ -61,7 +64,10 @@ class HypervisorFacts(Protocol):
 
 
 class NodeService(NodeApi):
-    """The nodes, and what operators set for all of them. *accelerator* says what guests run with here, and why."""
+    """The nodes, and what operators set for all of them. *accelerator* says what guests run with here, and why.
+
+    *live* is what is known of another node.
+    """
 
     def __init__(
         self,
@@ -72,6 +78,7 @@ class NodeService(NodeApi):
         accelerator: Callable[[], tuple[str, str]],
         host: HostFacts = host_facts,
         warnings: Callable[[], tuple[str, ...]] = lambda: (),
+        live: Callable[[str], Known] = lambda node: Known(),  # noqa: ARG005
     ) -> None:
         self._store = store
         self._node = node
@@ -79,11 +86,13 @@ class NodeService(NodeApi):
         self._accelerator = accelerator
         self._host = host
         self._warnings = warnings
+        self._live = live
         self._processors = _ProcessorUse(host.cpu_times)
 
     def list(self) -> tuple[NodeInfo, ...]:
         """All nodes, by name."""
-        return (self._here(),)
+        names = sorted({self._node, *self._store.all(NodeRecord)})
+        return tuple(self.here() if name == self._node else self._elsewhere(name) for name in names)
 
     def settings(self) -> ClusterSettings:
         """The settings of the cluster."""
@@ -102,7 +111,36 @@ class NodeService(NodeApi):
             else:
                 change.edit(SettingsRecord, "cluster", autostart_interval=seconds)
 
-    def _here(self) -> NodeInfo:
+    def _elsewhere(self, name: str) -> NodeInfo:
+        """Another node, from memory: nobody is asked."""
+        record = self._store.all(NodeRecord)[name]
+        known = self._live(name)
+        status = "Unreachable" if known.silent else "Connected"
+        registered = sum(1 for vm in self._store.all(VmRecord).values() if vm.node == name)
+        if known.info is not None:
+            return msgspec.structs.replace(
+                known.info, name=name, address=record.address, status=status, vms=registered, age=known.age
+            )
+        return NodeInfo(
+            name=name,
+            id=record.id,
+            address=record.address,
+            status=status,
+            version="",
+            revision=0,
+            cpu_count=0,
+            cpu_percent=None,
+            memory=0,
+            memory_used=0,
+            accelerator="unknown",
+            accelerator_reason="",
+            libvirt="",
+            vms_running=0,
+            vms=registered,
+        )
+
+    def here(self) -> NodeInfo:
+        """This node, measured now."""
         record = self._store.get(NodeRecord, self._node)
         mine = [vm.uuid for vm in self._store.all(VmRecord).values() if vm.node == self._node]
         memory = self._host.memory()

@@ -2,37 +2,63 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
-from mcvirt.errors import NodeUnreachable, NotFound
-from mcvirt.rpc.contract import NodeArgument, Operation, Owner
+from mcvirt.errors import Conflict, NodeUnreachable, NotFound
+from mcvirt.rpc.contract import NodeArgument, NodeOfTask, Operation, Owner, OwnerOfDisk
 from mcvirtd.auth.caller import Caller
-from mcvirtd.state.records import NodeRecord, VmRecord
+from mcvirtd.state.records import DiskRecord, NodeRecord, VmRecord
 from mcvirtd.state.store import Store
+
+# Hands a call on to a node, and gives its Reply in wire form.
+HandOn = Callable[[str, Operation, dict[str, Any], Caller], bytes]
 
 
 class Router:
-    """Reads `runs_at` of operations. Calls for another node are refused until there are other nodes to call."""
+    """Reads `runs_at` of operations, and hands those that are for another node on."""
 
-    def __init__(self, store: Store, node: str) -> None:
+    def __init__(self, store: Store, node: str, hand_on: HandOn) -> None:
         self._store = store
         self._node = node
+        self._hand_on = hand_on
 
     def owner(self, operation: Operation, arguments: dict[str, Any]) -> str:
         """The node that the operation is for; this one where nothing says otherwise."""
         place = operation.remote.runs_at
         if isinstance(place, Owner):
-            vm = self._store.get(VmRecord, arguments[place.argument])
-            return vm.node or self._node if vm is not None else self._node
+            return self._owner_of(arguments[place.argument])
+        if isinstance(place, OwnerOfDisk):
+            disk = self._store.get(DiskRecord, arguments[place.argument])
+            if disk is None:
+                return self._node
+            return self._owner_of(disk.vm) if disk.vm else self._nearest(disk.nodes)
         if isinstance(place, NodeArgument):
             return arguments[place.argument] or self._node
+        if isinstance(place, NodeOfTask):
+            return arguments[place.argument].partition("@")[2] or self._node
         return self._node
 
-    def forward(self, operation: Operation, arguments: dict[str, Any], caller: Caller) -> bytes | None:  # noqa: ARG002
+    def _owner_of(self, name: str) -> str:
+        vm = self._store.get(VmRecord, name)
+        return vm.node or self._node if vm is not None else self._node
+
+    def _nearest(self, nodes: tuple[str, ...]) -> str:
+        return self._node if self._node in nodes or not nodes else nodes[0]
+
+    def forward(self, operation: Operation, arguments: dict[str, Any], caller: Caller) -> bytes | None:
         """None if the operation runs here; see the guard."""
         owner = self.owner(operation, arguments)
         if owner == self._node:
             return None
         if self._store.get(NodeRecord, owner) is None:
             raise NotFound(kind="node", name=owner, hint=" `mcvirt info` shows all of them.")
-        raise NodeUnreachable(node=owner, reason="this node has no connection to it.")
+        if caller.via:
+            # Two nodes that see it differently would hand it to and fro.
+            raise Conflict(text=f"Node '{owner}' is to do this, as node '{self._node}' sees it. Try again in a moment.")
+        try:
+            return self._hand_on(owner, operation, arguments, caller)
+        except NodeUnreachable:
+            if operation.remote.known_here:
+                return None
+            raise

@@ -177,7 +177,9 @@ class Guard:
                 raise NotAuthenticated(text="This is for the member that takes this node into its cluster, alone.")
         elif caller.peer:
             if not needs_peer or self._members is None or not self._members.is_member(caller):
-                raise NotAuthenticated(text=f"Node '{caller.peer}' is not a member of this cluster, or may not do this.")
+                raise NotAuthenticated(
+                    text=f"Node '{caller.peer}' is not a member of this cluster, or may not do this."
+                )
         elif needs_peer:
             raise NotAuthenticated(text="Only another node of the cluster may do this.")
         elif caller.via:
@@ -207,14 +209,12 @@ class Guard:
             if value is not None and value is not False and value not in ((), {}):
                 self._rights.require(caller, permission, vm)
 
-    def _handed_on(
-        self, published: Published, caller: Caller, target: str, reply: Reply, reference: str
-    ) -> Reply:
+    def _handed_on(self, published: Published, caller: Caller, target: str, reply: Reply, reference: str) -> Reply:
         """Another node has answered; there is where it happened, and here is who asked."""
         if not published.remote.reads:
             error = from_wire(reply.error) if reply.error is not None else None
             detail = f"handed on as task {reply.task}" if reply.task else "handed on"
-            self._audit.record(caller, published.label, target, error, reply.task or reference, detail)
+            self._audit.record(caller, published.label, target, error, reply.task or reference, detail=detail)
         return reply
 
     def _start(self, published: Published, caller: Caller, arguments: dict[str, Any], target: str) -> Reply:

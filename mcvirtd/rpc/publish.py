@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import MutableMapping
 from typing import Any
 
 import Pyro4
@@ -16,14 +17,19 @@ class NotImplementedByService(TypeError):
     """A service does not do what its contract says: a mistake of ours, found at the start."""
 
 
-def publish(contract: type, service: object, guard: Guard) -> object:
-    """The object to register under the contract's object_id.
+def publish(
+    contract: type, service: object, guard: Guard, table: MutableMapping[str, Published] | None = None
+) -> object:
+    """The object to register under the contract's object_id; what it publishes is also put into *table*.
 
     Raises NotImplementedByService if an operation is missing in *service*, or has another signature there.
     """
     methods: dict[str, Any] = {}
     for name, operation in operations(contract).items():
-        methods[name] = _door(Published(operation, _implementation(operation, service)), guard)
+        published = Published(operation, _implementation(operation, service))
+        methods[name] = _door(published, guard)
+        if table is not None:
+            table[str(operation)] = published
     facade = Pyro4.expose(type(f"{contract.__name__}Facade", (), methods))
     return facade()
 

@@ -252,6 +252,8 @@ class _TransportServer(threadpoolserver.SocketServer_Threadpool):  # type: ignor
             connections = list(self._connections)
         for connection in connections:
             connection.hang_up()
+        for sock in self._also.values():
+            sock.close()
         super().close()
         with contextlib.suppress(queue.Full):
             self._refusals.put_nowait(None)

@@ -6,6 +6,7 @@ import contextlib
 
 from mcvirt.errors import LibvirtUnreachable, McvirtError, VmNotFound
 from mcvirt.types.vm import PowerState
+from mcvirtd.cluster.live import power_state
 from mcvirtd.hypervisor import designer
 from mcvirtd.hypervisor.design import DiskDesign, DomainDesign
 from mcvirtd.hypervisor.verbs import HypervisorVerbs
@@ -55,9 +56,7 @@ class Domains:
         state = self._hypervisor.state(vm.uuid)
         if state is None:
             return PowerState.UNKNOWN
-        if state.condition == "paused":
-            return PowerState.PAUSED
-        return PowerState.RUNNING if state.active else PowerState.STOPPED
+        return power_state(state)
 
     def is_missing(self, vm: VmRecord) -> bool:
         """Whether libvirt has lost the domain of a machine that is registered here."""

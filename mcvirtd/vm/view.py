@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import NamedTuple
 
 from mcvirt.errors import McvirtError
 from mcvirt.types.vm import LockState, PowerState, VmAdapter, VmDisk, VmGroup, VmInfo, VmRow, VmUsage
+from mcvirtd.cluster.live import Known
 from mcvirtd.hypervisor.verbs import HypervisorVerbs
 from mcvirtd.state.records import DiskRecord, GroupRecord, UserRecord, VmRecord
 from mcvirtd.state.store import Store
@@ -18,12 +20,27 @@ from mcvirtd.vm.domains import Domains
 _SHORTEST_SPAN = 0.5
 
 
+class _Look(NamedTuple):
+    state: PowerState
+    missing: bool
+    age: int | None
+
+
 class View:
-    """Builds the rows of `list` and the whole of `info`."""
+    """Builds the rows of `list` and the whole of `info`. *live* is what is known of another node than *node*."""
 
     def __init__(
-        self, *, store: Store, hypervisor: HypervisorVerbs, domains: Domains, accelerator: AcceleratorOfNode
+        self,
+        *,
+        store: Store,
+        hypervisor: HypervisorVerbs,
+        domains: Domains,
+        accelerator: AcceleratorOfNode,
+        node: str,
+        live: Callable[[str], Known],
     ) -> None:
+        self._node = node
+        self._live = live
         self._store = store
         self._hypervisor = hypervisor
         self._domains = domains
@@ -38,25 +55,41 @@ class View:
             if disk.vm is not None:
                 sizes[disk.vm] = sizes.get(disk.vm, 0) + disk.size
         records = self._store.all(VmRecord)
+        nodes = {vm.node for vm in records.values()} - {self._node, None}
+        known = {node: self._live(node) for node in nodes if node is not None}
+        looked = {name: self._look(records[name], known) for name in records}
         return [
             VmRow(
                 name=name,
-                state=self._domains.power_state(records[name]),
+                state=looked[name].state,
                 node=records[name].node,
                 memory=records[name].memory,
                 cpu_count=records[name].cpu_count,
                 disk_size=sizes.get(name, 0),
                 locked=records[name].locked,
-                missing=self._domains.is_missing(records[name]),
+                missing=looked[name].missing,
+                age=looked[name].age,
             )
             for name in sorted(records)
         ]
 
+    def _look(self, vm: VmRecord, known: Mapping[str, Known]) -> _Look:
+        """What a machine does: here as libvirt says, elsewhere as its node has said last."""
+        if vm.node is None or vm.node == self._node:
+            return _Look(self._domains.power_state(vm), self._domains.is_missing(vm), None)
+        there = known[vm.node]
+        state = there.states.get(vm.uuid)
+        missing = state is None and there.info is not None and there.libvirt and not there.silent
+        if state is None or not there.libvirt:
+            return _Look(PowerState.UNKNOWN, missing, there.age)
+        return _Look(state, False, there.age)
+
     def info(self, machine: Machine) -> VmInfo:
-        """Everything about one machine."""
+        """Everything about one machine; of one on another node, what is known here."""
         vm = machine.vm
-        state = self._domains.power_state(vm)
-        missing = self._domains.is_missing(vm)
+        here = vm.node is None or vm.node == self._node
+        known = Known() if here else self._live(vm.node or "")
+        state, missing, _ = self._look(vm, {vm.node or "": known})
         return VmInfo(
             name=vm.name,
             id=vm.id,
@@ -67,7 +100,7 @@ class View:
             memory=vm.memory,
             cpu_count=vm.cpu_count,
             machine=vm.machine,
-            accelerator=self._accelerator.name(),
+            accelerator=self._accelerator.name() if here else known.info.accelerator if known.info else "unknown",
             graphics_driver=vm.graphics_driver,
             autostart=vm.autostart,
             lock=LockState.LOCKED if vm.locked else LockState.UNLOCKED,
@@ -97,18 +130,22 @@ class View:
                 for user in self._store.all(UserRecord).values()
                 if user.vm_permissions.get(vm.name)
             },
-            usage=self._usage(vm) if state is PowerState.RUNNING else None,
+            usage=self._usage(vm) if here and state is PowerState.RUNNING else None,
             missing=missing,
-            restart_needed=state is PowerState.RUNNING and self._domains.restart_needed(machine),
-            warnings=tuple(self._warnings(machine, missing)),
+            restart_needed=here and state is PowerState.RUNNING and self._domains.restart_needed(machine),
+            warnings=tuple(self._warnings(machine, missing, None if here else known)),
         )
 
-    def _warnings(self, machine: Machine, missing: bool) -> Sequence[str]:
+    def _warnings(self, machine: Machine, missing: bool, elsewhere: Known | None) -> Sequence[str]:
         vm = machine.vm
         warnings = []
+        if elsewhere is not None and elsewhere.age is not None:
+            warnings.append(f"Node '{vm.node}' does not answer; the state is what it was {elsewhere.age} s ago.")
+        elif elsewhere is not None and elsewhere.silent:
+            warnings.append(f"Node '{vm.node}' does not answer, and has not since this node was started.")
         if missing:
             warnings.append(f"libvirt has lost the domain; `mcvirt start {vm.name}` defines it again.")
-        elif vm.node is not None and not self._hypervisor.connected:
+        elif elsewhere is None and vm.node is not None and not self._hypervisor.connected:
             warnings.append("libvirt on the machine's node does not answer, so its state is not known.")
         if vm.node is None:
             warnings.append(f"The machine is not registered on a node; `mcvirt register {vm.name}` does that.")

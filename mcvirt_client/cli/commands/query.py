@@ -42,7 +42,7 @@ def _list_table(context: Context, rows: Iterable[VmRow]) -> str:
     headers += ["RAM Allocation"] * args.memory + ["CPU"] * args.cpu + ["Total disk size"] * args.disk
     lines = []
     for row in rows:
-        line = [row.name, MISSING if row.missing else row.state.value, row.node or UNREGISTERED]
+        line = [row.name, MISSING if row.missing else row.state.value, _node(row)]
         if args.memory:
             line.append(format_size(row.memory))
         if args.cpu:
@@ -51,6 +51,12 @@ def _list_table(context: Context, rows: Iterable[VmRow]) -> str:
             line.append(format_size(row.disk_size))
         lines.append(line)
     return context.out.table(headers, lines, {"State": STATE_COLOURS, "Node": {UNREGISTERED: YELLOW}})
+
+
+def _node(row: VmRow) -> str:
+    if row.age is not None:
+        return f"{row.node} (unreachable, as of {row.age} s ago)"
+    return row.node or UNREGISTERED
 
 
 def _info_arguments(parser: Parser) -> None:
@@ -72,6 +78,9 @@ def _info(context: Context) -> None:
         for node in nodes:
             for warning in node.warnings:
                 out.say(f"Warning: node {node.name}: {warning}")
+            if node.status == "Unreachable":
+                known = "nothing else is known of it" if node.age is None else f"the rest is from {node.age} s ago"
+                out.say(f"Warning: node {node.name} does not answer; {known}.")
     elif args.vnc_port or args.vnc_password:
         vnc = context.client.vms.vnc(name)
         out.value(vnc, lambda: f"{vnc.port if args.vnc_port else vnc.password}\n")

@@ -105,6 +105,7 @@ def test_a_node_is_shown_with_its_facts(node: Node) -> None:
         "vms_running": 1,
         "vms": 2,
         "warnings": ["The certificate ends soon."],
+        "age": None,
     }
 
 

@@ -1,0 +1,41 @@
+"""What the nodes of a cluster ask of each other. It is published beside the users' contracts, and to nodes only."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from mcvirt.permissions import Access
+from mcvirt.rpc.contract import remote
+from mcvirt.types.peer import Beat, BeatAnswer
+from mcvirt.types.task import TaskInfo
+
+
+class PeerApi:
+    """Called with the certificate of a member."""
+
+    object_id = "peer"
+
+    @remote(needs=Access.PEER, reads=True)
+    def heartbeat(self, beat: Beat) -> BeatAnswer:
+        """Say that one is there, and what is new."""
+        raise NotImplementedError
+
+    @remote(needs=Access.PEER, reads=True)
+    def replicate(self, message: dict[str, Any]) -> dict[str, Any]:
+        """A message of the replication protocol."""
+        raise NotImplementedError
+
+    @remote(needs=Access.PEER, reads=True)
+    def forward(
+        self, operation: str, arguments: dict[str, Any], user: str, root: bool = False, address: str = ""
+    ) -> dict[str, Any]:
+        """Do *operation* ("vm.start") for *user*, for whom the calling node vouches; gives the whole Reply.
+
+        What the user may is checked again. Only operations that belong to one node are taken.
+        """
+        raise NotImplementedError
+
+    @remote(needs=Access.PEER, reads=True)
+    def tasks(self, user: str, root: bool = False, ended: bool = True) -> tuple[TaskInfo, ...]:
+        """The tasks of this node that the user may see, the newest last."""
+        raise NotImplementedError

@@ -1,0 +1,45 @@
+"""What nodes tell each other."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+
+from mcvirt.types.cluster import NodeInfo
+
+
+class LiveNews(msgspec.Struct, frozen=True, kw_only=True):
+    """What has changed on a node since version *since* of its facts, which makes it version *version*.
+
+    *life* is another text after each start of its mcvirtd. *domains* maps UUID to power state; None: no such domain.
+    *libvirt* is false while the node's libvirt does not answer.
+    """
+
+    life: str
+    since: int
+    version: int
+    domains: dict[str, str | None] = {}
+    info: NodeInfo | None = None
+    libvirt: bool = True
+
+
+class LiveVersion(msgspec.Struct, frozen=True, kw_only=True):
+    """How much a node has of another one's facts."""
+
+    life: str = ""
+    version: int = 0
+
+
+class Beat(msgspec.Struct, frozen=True, kw_only=True):
+    """A heartbeat: where the sender's replica is, and its news."""
+
+    replica: dict[str, Any] = {}
+    live: LiveNews | None = None
+
+
+class BeatAnswer(msgspec.Struct, frozen=True, kw_only=True):
+    """The answer to one: where the receiver's replica is, and what it has now of the sender's facts."""
+
+    replica: dict[str, Any] = {}
+    have: LiveVersion = LiveVersion()

@@ -1,0 +1,139 @@
+"""Calls for another node: handed on with the user's name, and taken from nodes that vouch for one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, Protocol
+
+import msgspec
+
+from mcvirt.api.peer import PeerApi
+from mcvirt.errors import BadArgument, McvirtError
+from mcvirt.rpc.codec import Reply
+from mcvirt.rpc.contract import Operation
+from mcvirt.types.peer import Beat, BeatAnswer, LiveVersion
+from mcvirt.types.task import TaskInfo
+from mcvirtd.auth.caller import Caller, current_caller
+from mcvirtd.cluster.live import Live
+from mcvirtd.cluster.peers import Peers
+from mcvirtd.tasks.service import TaskService
+
+Facts = Mapping[str, Any]
+
+
+class Door(Protocol):
+    """Answers a call of an operation by its label ("vm.start"), or says None: no such operation of one node."""
+
+    def __call__(self, label: str, caller: Caller, arguments: dict[str, Any]) -> Reply | None: ...
+
+
+class Replication(Protocol):
+    """The replication of the store, as the peers see it."""
+
+    def facts(self) -> dict[str, Any]:
+        """What a heartbeat says of this member's place."""
+
+    def observe(self, member: str, facts: Facts) -> None:
+        """What another member's heartbeat has said."""
+
+    def handle(self, sender: str, message: dict[str, Any]) -> dict[str, Any]:
+        """Answer a message of another member."""
+
+
+class NoReplication:
+    """Where nothing is replicated."""
+
+    def facts(self) -> dict[str, Any]:
+        """Nothing."""
+        return {}
+
+    def observe(self, member: str, facts: Facts) -> None:
+        """Nothing happens."""
+
+    def handle(self, sender: str, message: dict[str, Any]) -> dict[str, Any]:  # noqa: ARG002
+        """There is no answer."""
+        raise BadArgument(what="replication", why="this node has none.")
+
+
+class Forwarding:
+    """Hands calls on to the node that they are for."""
+
+    def __init__(self, peers: Peers) -> None:
+        self._peers = peers
+
+    def __call__(self, node: str, operation: Operation, arguments: dict[str, Any], caller: Caller) -> bytes:
+        """The Reply of *node*, in wire form; its tasks are called TASK@NODE there. Raises NodeUnreachable."""
+        handed_on = {
+            "operation": str(operation),
+            "arguments": arguments,
+            "user": caller.user,
+            "root": caller.root,
+            "address": caller.address,
+        }
+        answer = self._peers.call(node, "peer", "forward", handed_on)
+        reply = msgspec.json.decode(answer, type=Reply)
+        if reply.task is None:
+            return bytes(answer)
+        reply.task = at_node(reply.task, node)
+        return msgspec.json.encode(reply)
+
+
+class PeerService(PeerApi):
+    """What other nodes ask of this one. *run* is the guard's door to the users' operations."""
+
+    def __init__(self, *, live: Live, tasks: TaskService, run: Door, replication: Callable[[], Replication]) -> None:
+        self._live = live
+        self._tasks = tasks
+        self._run = run
+        self._replication = replication
+
+    def heartbeat(self, beat: Beat) -> BeatAnswer:
+        """Say that one is there, and what is new."""
+        sender = current_caller().peer
+        have = self._live.hear(sender, beat.live) if beat.live is not None else LiveVersion()
+        replication = self._replication()
+        if beat.replica:
+            replication.observe(sender, beat.replica)
+        return BeatAnswer(replica=replication.facts(), have=have)
+
+    def replicate(self, message: dict[str, Any]) -> dict[str, Any]:
+        """A message of the replication protocol."""
+        return self._replication().handle(current_caller().peer, message)
+
+    def forward(
+        self, operation: str, arguments: dict[str, Any], user: str, root: bool = False, address: str = ""
+    ) -> dict[str, Any]:
+        """Do *operation* for *user*, for whom the calling node vouches."""
+        caller = Caller(user=user, root=root, address=address, via=current_caller().peer)
+        reply = self._run(operation, caller, arguments)
+        if reply is None:
+            raise BadArgument(what="operation", why="this node has none of that name that can be handed on.")
+        # As it is on the wire: the value of a Raw is not to be taken apart and put together again.
+        return msgspec.structs.asdict(reply)
+
+    def tasks(self, user: str, root: bool = False, ended: bool = True) -> tuple[TaskInfo, ...]:
+        """The tasks of this node that the user may see."""
+        return self._tasks.here(Caller(user=user, root=root, via=current_caller().peer), ended)
+
+
+class TasksElsewhere:
+    """The tasks of all other nodes that answer."""
+
+    def __init__(self, peers: Peers) -> None:
+        self._peers = peers
+
+    def __call__(self, caller: Caller, ended: bool) -> list[TaskInfo]:
+        """Those that the caller may see; nodes that do not answer within two seconds are left out."""
+        asked = {"user": caller.user, "root": caller.root, "ended": ended}
+        found: list[TaskInfo] = []
+        for node, answer in self._peers.call_all(self._peers.reachable(), "tasks", asked, 2.0).items():
+            if isinstance(answer, McvirtError):
+                continue
+            for task in msgspec.json.decode(answer, type=tuple[TaskInfo, ...]):
+                found.append(msgspec.structs.replace(task, id=at_node(task.id, node)))
+        return found
+
+
+def at_node(task: str, node: str) -> str:
+    """The name under which any node knows a task of *node*."""
+    return task if "@" in task else f"{task}@{node}"

@@ -1,0 +1,211 @@
+"""What changes by itself: the states of domains and the use of nodes. Every node keeps all of it in memory.
+
+Each node tells the others with its heartbeats, at once when a domain changes, and only what they do not have yet.
+Questions are answered from here: they wait for nobody.
+"""
+
+from __future__ import annotations
+
+import logging
+import secrets
+import threading
+import time
+from collections.abc import Callable, Mapping
+from typing import Protocol
+
+import msgspec
+
+from mcvirt.types.cluster import NodeInfo
+from mcvirt.types.peer import LiveNews, LiveVersion
+from mcvirt.types.vm import PowerState
+from mcvirtd.hypervisor.states import DomainState, Subscriber
+
+log = logging.getLogger(__name__)
+LOOK_EVERY = 1.0
+
+
+class Hypervisor(Protocol):
+    """What is asked of this node's hypervisor."""
+
+    @property
+    def connected(self) -> bool:
+        """Whether libvirtd answers."""
+
+    def domains(self) -> Mapping[str, DomainState]:
+        """Every domain by UUID, as last known."""
+
+    def subscribe(self, subscriber: Subscriber) -> Callable[[], None]:
+        """Be told of changes; the result ends that."""
+
+
+class Known(msgspec.Struct, frozen=True, kw_only=True):
+    """What is known of another node; *age* is how many seconds old it is, None if it is as good as now."""
+
+    states: Mapping[str, PowerState] = {}
+    info: NodeInfo | None = None
+    libvirt: bool = False
+    age: int | None = None
+    silent: bool = True
+
+
+class _Facts:
+    """What one other node has said."""
+
+    def __init__(self, life: str) -> None:
+        self.version = LiveVersion(life=life)
+        self.states: dict[str, PowerState] = {}
+        self.info: NodeInfo | None = None
+        self.libvirt = True
+        self.at = time.monotonic()
+
+
+class Live:
+    """This node's facts, for others, and theirs. *info* measures this node; *reachable* says who answers now.
+
+    *changed* is called when a domain here has changed, in a thread of its own.
+    """
+
+    def __init__(
+        self,
+        *,
+        hypervisor: Hypervisor,
+        info: Callable[[], NodeInfo],
+        reachable: Callable[[str], bool],
+        changed: Callable[[], None],
+    ) -> None:
+        self._hypervisor = hypervisor
+        self._measure = info
+        self._reachable = reachable
+        self._changed = changed
+        self._life = secrets.token_hex(8)
+        self._lock = threading.Lock()
+        self._version = 0
+        self._domains: dict[str, tuple[str | None, int]] = {}
+        self._seen: Mapping[str, DomainState] | None = None
+        self._info: NodeInfo | None = None
+        self._acknowledged: dict[str, LiveVersion] = {}
+        self._others: dict[str, _Facts] = {}
+        self._stopping = threading.Event()
+
+    def start(self) -> None:
+        """Begin to look at this node."""
+        self._look()
+        self._hypervisor.subscribe(self._on_domain)
+        threading.Thread(target=self._look_on, name="live", daemon=True).start()
+
+    def stop(self) -> None:
+        """Look no more."""
+        self._stopping.set()
+
+    # --- this node ----------------------------------------------------------------------------------------------------
+
+    def _look_on(self) -> None:
+        while not self._stopping.wait(LOOK_EVERY):
+            try:
+                self._look()
+            except Exception:
+                log.exception("this node could not be looked at")
+
+    def _look(self) -> None:
+        self._info = self._measure()
+        domains = self._hypervisor.domains()
+        if domains is self._seen:
+            return
+        self._seen = domains
+        news = False
+        with self._lock:
+            for uuid in (*domains, *(uuid for uuid in self._domains if uuid not in domains)):
+                news = self._note(uuid, domains.get(uuid)) or news
+        if news:
+            self._changed()
+
+    def _on_domain(self, uuid: str, state: DomainState | None) -> None:
+        with self._lock:
+            news = self._note(uuid, state)
+        if news:
+            self._changed()
+
+    def _note(self, uuid: str, state: DomainState | None) -> bool:
+        power = None if state is None else power_state(state).value
+        before = self._domains.get(uuid)
+        if before is not None and before[0] == power:
+            return False
+        self._version += 1
+        self._domains[uuid] = (power, self._version)
+        return True
+
+    def news_for(self, node: str) -> LiveNews:
+        """What *node* does not have yet of this node's facts."""
+        with self._lock:
+            has = self._acknowledged.get(node, LiveVersion())
+            since = has.version if has.life == self._life else 0
+            version = self._version
+            domains = {}
+            if since != version:
+                domains = {uuid: power for uuid, (power, changed) in self._domains.items() if changed > since}
+        return LiveNews(
+            life=self._life,
+            since=since,
+            version=version,
+            domains=domains,
+            info=self._info,
+            libvirt=self._hypervisor.connected,
+        )
+
+    def acknowledged(self, node: str, have: LiveVersion) -> bool:
+        """*node* has said how much it has of this node's facts; True if there is more by now."""
+        with self._lock:
+            self._acknowledged[node] = have
+            return have.life != self._life or have.version != self._version
+
+    # --- other nodes --------------------------------------------------------------------------------------------------
+
+    def hear(self, node: str, news: LiveNews) -> LiveVersion:
+        """Take in what *node* has said; the answer is how much of its facts is known now."""
+        with self._lock:
+            facts = self._others.get(node)
+            if facts is None or facts.version.life != news.life:
+                if news.since:
+                    return LiveVersion()  # the beginning is missing
+                facts = self._others[node] = _Facts(news.life)
+            if news.since > facts.version.version:
+                return facts.version
+            if news.version >= facts.version.version:
+                if news.domains:
+                    states = dict(facts.states)
+                    for uuid, power in news.domains.items():
+                        if power is None:
+                            states.pop(uuid, None)
+                        else:
+                            states[uuid] = PowerState(power)
+                    facts.states = states  # readers hold no lock
+                facts.version = LiveVersion(life=news.life, version=news.version)
+                facts.info, facts.libvirt, facts.at = news.info or facts.info, news.libvirt, time.monotonic()
+            return facts.version
+
+    def of(self, node: str) -> Known:
+        """What is known of *node*, as of now."""
+        facts = self._others.get(node)
+        silent = not self._reachable(node)
+        if facts is None:
+            return Known(silent=silent)
+        return Known(
+            states=facts.states,
+            info=facts.info,
+            libvirt=facts.libvirt,
+            age=int(time.monotonic() - facts.at) if silent else None,
+            silent=silent,
+        )
+
+    def forget(self, node: str) -> None:
+        """*node* is no member any more."""
+        with self._lock:
+            self._others.pop(node, None)
+            self._acknowledged.pop(node, None)
+
+
+def power_state(state: DomainState) -> PowerState:
+    """A domain's state in operators' words."""
+    if state.condition == "paused":
+        return PowerState.PAUSED
+    return PowerState.RUNNING if state.active else PowerState.STOPPED

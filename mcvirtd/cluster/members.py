@@ -1,0 +1,52 @@
+"""Who is a member of the cluster: by the key in its certificate, looked up anew for every call.
+
+A certificate that leads up to the cluster's CA makes nobody a member. Its key must be the one in the record of the node
+(NodeRecord.fingerprint is the SHA-256 of the public key: it stays the same when a certificate is renewed, so a
+member that was away meanwhile still knows the others). Once the record is gone, so is the membership.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from mcvirt.errors import NodeUnreachable, NotAuthenticated
+from mcvirtd.auth.caller import Caller
+from mcvirtd.cluster.certificates import key_fingerprint
+from mcvirtd.state.records import NodeRecord
+from mcvirtd.state.store import Store
+
+
+class Members:
+    """The nodes of the cluster, as the records have them; *node* is this one."""
+
+    def __init__(self, store: Store, node: str) -> None:
+        self._store = store
+        self.node = node
+
+    def others(self) -> Mapping[str, NodeRecord]:
+        """All members but this one that have an address, by name."""
+        records = self._store.all(NodeRecord)
+        return {name: record for name, record in records.items() if name != self.node and record.address}
+
+    def recognise(self, name: object, certificate: bytes | None, address: str) -> Caller:
+        """Who a connection is whose handshake says that it is node *name*; NotAuthenticated if it is not."""
+        if certificate is None:
+            raise NotAuthenticated(text="A node proves itself with its certificate, and none was shown.")
+        caller = Caller(peer=str(name), key=key_fingerprint(certificate), address=address)
+        if not self.is_member(caller):
+            shown = str(name)[:64]
+            raise NotAuthenticated(
+                text=f"Node '{shown if shown.isprintable() else '?'}' is not a member of this cluster."
+            )
+        return caller
+
+    def is_member(self, caller: Caller) -> bool:
+        """Whether the node that *caller* is is another member, and its key the member's."""
+        record = self._store.get(NodeRecord, caller.peer)
+        return record is not None and record.name != self.node and bool(caller.key) and record.fingerprint == caller.key
+
+    def verify(self, name: str, certificate: bytes) -> None:
+        """Raise NodeUnreachable unless *certificate* (DER) is that of member *name*."""
+        record = self._store.get(NodeRecord, name)
+        if record is None or record.fingerprint != key_fingerprint(certificate):
+            raise NodeUnreachable(node=name, reason="what answers there has another key than this member.")

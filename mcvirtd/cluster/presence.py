@@ -1,0 +1,150 @@
+"""This node among the others: its certificate, where it listens for them, whom it reaches, what it knows of them."""
+
+from __future__ import annotations
+
+import logging
+import ssl
+import threading
+from collections.abc import Callable, Collection
+from pathlib import Path
+from typing import Protocol
+
+from mcvirt.types.peer import Beat, BeatAnswer
+from mcvirtd.cluster import pki, tls
+from mcvirtd.cluster.forwarding import NoReplication, Replication
+from mcvirtd.cluster.live import Known, Live
+from mcvirtd.cluster.members import Members
+from mcvirtd.cluster.node_service import NodeService
+from mcvirtd.cluster.peers import Peers
+from mcvirtd.hypervisor.verbs import HypervisorVerbs
+from mcvirtd.state.records import NodeRecord
+from mcvirtd.state.store import Change, Store
+
+log = logging.getLogger(__name__)
+
+
+class Listener(Protocol):
+    """The listening side of mcvirtd."""
+
+    def listen_also(self, hosts: Collection[str]) -> None:
+        """Listen on *hosts* too, and end that for others; raises OSError."""
+
+
+class Presence:
+    """Follows the records of the members by itself, this node's address included.
+
+    *replication* may be set until `start`; *trust* is where clients find the CA's certificate.
+    """
+
+    def __init__(
+        self,
+        *,
+        store: Store,
+        node: str,
+        directory: Path,
+        trust: Path,
+        hypervisor: HypervisorVerbs,
+        accelerator: Callable[[], tuple[str, str]],
+    ) -> None:
+        self._store = store
+        self._node = node
+        self._directory = directory
+        self._trust = trust
+        self._listener: Listener | None = None
+        self._listens_at: str | None = None
+        self._following = threading.Lock()
+        self.replication: Replication = NoReplication()
+        self.renew_certificate()
+        self.members = Members(store, node)
+        self.peers = Peers(members=self.members, context=self.peer_context, say=self._say, heard=self._heard)
+        self.nodes = NodeService(
+            store=store, node=node, hypervisor=hypervisor, accelerator=accelerator, live=self._known
+        )
+        self.live = Live(
+            hypervisor=hypervisor,
+            info=self.nodes.here,
+            reachable=lambda other: self.peers.status(other).reachable,
+            changed=self.peers.wake,
+        )
+        store.subscribe(self._on_change)
+
+    def start(self, listener: Listener) -> None:
+        """Listen on the cluster address, and begin to speak with the others."""
+        self._listener = listener
+        self.listen()
+        self.live.start()
+        self.peers.start()
+
+    def stop(self) -> None:
+        """Fall silent."""
+        self.live.stop()
+        self.peers.close()
+
+    # --- who this node is ---------------------------------------------------------------------------------------------
+
+    @property
+    def address(self) -> str | None:
+        """The cluster address."""
+        record = self._store.get(NodeRecord, self._node)
+        return record.address if record is not None else None
+
+    def renew_certificate(self) -> None:
+        """Have a certificate that is good, and names the cluster address; connections made from now on show it."""
+        identity = pki.ensure(self._directory, self._node, [self.address] if self.address else [])
+        self._server_context, self._peer_context = tls.server_context(identity), tls.peer_context(identity)
+        pki.publish_trust(identity, self._trust)
+
+    def server_context(self) -> ssl.SSLContext:
+        """For the next connection that comes in."""
+        return self._server_context
+
+    def peer_context(self) -> ssl.SSLContext:
+        """For the next connection to another node."""
+        return self._peer_context
+
+    def take_identity(self) -> None:
+        """The certificate, or what is trusted, was exchanged: use it, with new connections to all members."""
+        self.renew_certificate()
+        self.peers.reconnect()
+
+    def listen(self) -> None:
+        """Listen where the record says, unless it is so already; what can't be had is tried again by the next call."""
+        address = self.address
+        if self._listener is None or address == self._listens_at:
+            return
+        try:
+            self._listener.listen_also([address] if address else [])
+            self._listens_at = address
+        except OSError as error:
+            log.error("can't listen on the cluster address %s: %s", address, error.strerror)
+
+    def _known(self, node: str) -> Known:
+        return self.live.of(node)
+
+    # --- the others ---------------------------------------------------------------------------------------------------
+
+    def _say(self, node: str) -> Beat:
+        return Beat(replica=self.replication.facts(), live=self.live.news_for(node))
+
+    def _heard(self, node: str, answer: BeatAnswer) -> None:
+        if answer.replica:
+            self.replication.observe(node, answer.replica)
+        if self.live.acknowledged(node, answer.have):
+            self.peers.wake(node)
+
+    def _on_change(self, change: Change) -> None:
+        touched = {key for kind, key in (*change.puts, *change.deletes) if kind == NodeRecord.kind}
+        if not touched:
+            return
+        for kind, key in change.deletes:
+            if kind == NodeRecord.kind:
+                self.live.forget(key)
+        # What follows connects and listens, and the change is not to wait for that.
+        threading.Thread(target=self._follow, name="members", daemon=True).start()
+
+    def _follow(self) -> None:
+        with self._following:
+            if self._listener is not None and self.address != self._listens_at:
+                self.take_identity()
+                self.listen()
+            self.peers.refresh()
