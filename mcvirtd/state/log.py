@@ -21,6 +21,9 @@ KEPT_ENTRIES = 10_000
 _encode = msgspec.json.Encoder().encode
 
 
+Statement = tuple[str, tuple[Any, ...]]
+
+
 class Origin(msgspec.Struct, frozen=True, array_like=True):
     """Who made a change, and under which token it waits for it to come back."""
 
@@ -202,13 +205,19 @@ class StateLog:
         return Snapshot(self.position(), list(self._epochs), self.snapshot())
 
     def replace(self, snapshot: Snapshot, kept_aside: Sequence[Entry], kept_whole: str | None) -> None:
-        change = self._read(_wire.decode(snapshot.content))
-        for cls in RECORDS.values():
-            change.deletes |= {(cls.kind, key) for key in self._store.all(cls) if (cls.kind, key) not in change.puts}
-        now = time.time()
         aside = [(entry.epoch, entry.revision, entry.change) for entry in kept_aside]
         if kept_whole is not None:
             aside.append((*self.position(), kept_whole))
+        self._replace(snapshot, aside, ())
+
+    def _replace(
+        self, snapshot: Snapshot, aside: Sequence[tuple[Epoch, int, str]], statements: Sequence[Statement]
+    ) -> None:
+        change = self._read(_wire.decode(snapshot.content))
+        for cls in RECORDS.values():
+            change.deletes |= {(cls.kind, key) for key in self._store.all(cls) if (cls.kind, key) not in change.puts}
+        change.statements += statements
+        now = time.time()
         for epoch, revision, data in aside:
             change.execute(
                 "INSERT INTO conflict (time, epoch, leader, revision, data) VALUES (?, ?, ?, ?, ?)",
@@ -225,10 +234,17 @@ class StateLog:
         self._epochs = [(Epoch(*epoch), first) for epoch, first in snapshot.epochs]
         self._promised = promised
 
-    def become(self, snapshot: Snapshot, promised: Epoch) -> None:
-        """Take over the configuration of another cluster, as its new member, or that of none, as a cluster of one."""
-        self._promised = promised
-        self.replace(snapshot, (), None)
+    def become(self, snapshot: Snapshot, promised: Epoch, statements: Sequence[Statement] = ()) -> None:
+        """Take over the configuration of another cluster, as its new member, or that of none, as a cluster of one.
+
+        *statements*, on the node's own tables, are stored in the same transaction.
+        """
+        before, self._promised = self._promised, promised
+        try:
+            self._replace(snapshot, [], statements)
+        except BaseException:
+            self._promised = before
+            raise
 
 
 def _record(kind: str, data: bytes) -> Record:

@@ -301,17 +301,21 @@ class Replica:
 
     # --- promoting --------------------------------------------------------------------------------------------------
 
-    def promote(self, *, confirmed: bool) -> Procedure[Committed]:
+    def promote(self, *, confirmed: bool, planned: bool = False) -> Procedure[Committed]:
         """Make this member the leader of a new epoch.
 
         Raises LeaderAlive if the leader answers or another member reaches it, and PromotionUnconfirmed where less than
-        a majority of all members answers and no operator has *confirmed* that the leader is off.
+        a majority of all members answers and no operator has *confirmed* that the leader is off. *planned* takes over
+        from a leader that must be alive: it is asked like the others, and promises, so that nothing of it is lost.
         """
         others = self.others()
         leader = self.leader
         answers = yield Ask({name: {"kind": "status"} for name in others}, ASK_WITHIN)
         alive = {name: answer for name, answer in answers.items() if answer is not None}
-        self._refuse_if_alive(leader, alive)
+        if not planned:
+            self._refuse_if_alive(leader, alive)
+        elif leader not in alive:
+            raise LeaderUnreachable(leader=leader)
         agreeing = len(alive) + 1
         if not confirmed and agreeing * 2 <= len(others) + 1:
             raise PromotionUnconfirmed(leader=leader, heard=agreeing, members=len(others) + 1)

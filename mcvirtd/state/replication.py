@@ -21,9 +21,9 @@ from mcvirt.errors import (
     StaleChange,
     from_wire,
 )
-from mcvirtd.state.log import Origin, StateLog, to_wire
+from mcvirtd.state.log import Origin, StateLog, Statement, to_wire
 from mcvirtd.state.records import NodeRecord
-from mcvirtd.state.replicate import Committed, Message, Position, Procedure, Replica
+from mcvirtd.state.replicate import Committed, Epoch, Message, Position, Procedure, Replica, Snapshot
 from mcvirtd.state.store import Change, Store
 
 log = logging.getLogger(__name__)
@@ -344,12 +344,27 @@ class Replicator:
             return False
         return True
 
+    def become(self, snapshot: Snapshot, promised: Epoch, statements: Sequence[Statement] = ()) -> None:
+        """See StateLog.become; no change is made meanwhile."""
+        turn = self._turns.take(TURN_WITHIN)
+        if not turn:
+            raise LeaderUnreachable(leader=self.name)
+        try:
+            with self._member:
+                self.log.become(snapshot, promised, statements)
+        finally:
+            self._turns.give(turn)
+
+    def rejoin(self) -> bool:
+        """Catch up with the leader, and be counted in; False if it would not. Raises LeaderUnreachable."""
+        return self._run(self.replica.rejoin(self.replica.leader))
+
     # --- leading ----------------------------------------------------------------------------------------------------
 
-    def promote(self, *, confirmed: bool) -> tuple[str, ...]:
+    def promote(self, *, confirmed: bool, planned: bool = False) -> tuple[str, ...]:
         """Make this node the leader; returns the members that do not know yet. See `Replica.promote`."""
         turn = self._turns.take(TURN_WITHIN)
         try:
-            return self._run(self.replica.promote(confirmed=confirmed)).away
+            return self._run(self.replica.promote(confirmed=confirmed, planned=planned)).away
         finally:
             self._turns.give(turn)

@@ -258,6 +258,15 @@ class Store:
             except sqlite3.Error as error:
                 raise file.refused(self.path, error) from None
 
+    def compact(self) -> None:
+        """Write the file anew, so that nothing is left in it of what was deleted."""
+        with self._lock:
+            try:
+                self._db.execute("VACUUM")
+                self._db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+            except sqlite3.Error as error:
+                raise StateNotWritable(path=str(self.path), reason=f"{error}.") from None
+
     def close(self) -> None:
         """Write everything into the one file and close it."""
         with self._lock:

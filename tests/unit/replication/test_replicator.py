@@ -224,6 +224,21 @@ def test_with_two_members_promotion_needs_a_word_and_the_old_leader_keeps_aside_
     assert kept and kept[0].epoch.leader == "n1"
 
 
+def test_a_planned_promotion_takes_over_from_a_leader_that_lives(three: Cluster) -> None:
+    three.put("n1", "lan")
+    assert three.members["n2"].promote(confirmed=False, planned=True) == ()
+    assert three.members["n2"].replica.is_leader and not three.members["n1"].replica.is_leader
+    three.put("n1", "wan")
+    three.assert_same()
+    assert three.networks("n3") == {"lan", "wan"} and not three.members["n1"].log.conflicts()
+
+
+def test_a_planned_promotion_needs_the_leader(three: Cluster) -> None:
+    three.wires.down.add("n1")
+    with pytest.raises(LeaderUnreachable):
+        three.members["n2"].promote(confirmed=False, planned=True)
+
+
 def test_everything_survives_a_restart(three: Cluster) -> None:
     three.put("n2", "lan")
     three.wires.down.add("n3")
