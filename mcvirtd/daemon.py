@@ -34,9 +34,9 @@ from mcvirtd.auth.session_store import StoreSessions
 from mcvirtd.auth.throttle import LoginThrottle
 from mcvirtd.auth.tokens import Sessions
 from mcvirtd.auth.users import UserService
-from mcvirtd.cluster import pki
 from mcvirtd.cluster.autostart import Autostart
 from mcvirtd.cluster.forwarding import Forwarding, PeerService, TasksElsewhere
+from mcvirtd.cluster.keys import Keys
 from mcvirtd.cluster.presence import Presence
 from mcvirtd.cluster.routing import Router
 from mcvirtd.host import files, network, systemd
@@ -49,6 +49,7 @@ from mcvirtd.rpc.publish import publish
 from mcvirtd.rpc.server import Limits, Server
 from mcvirtd.settings import Settings
 from mcvirtd.state.records import BackendRecord, DiskRecord, VmRecord
+from mcvirtd.state.replication import Replicator
 from mcvirtd.state.store import Store
 from mcvirtd.storage.backends import BackendsOnNode, LocalBackends
 from mcvirtd.storage.disks import Disks
@@ -109,6 +110,7 @@ class Daemon:
             self._publish(server)
             self._handle_signals(server)
             self._presence.start(server)
+            self._replicator.start()
             self._maintenance.start()
             self._autostart.start()
             systemd.ready(f"Serving on port {server.port}")
@@ -116,6 +118,7 @@ class Daemon:
             server.requestLoop(self._goes_on)
             systemd.stopping()
             log.info("stopping")
+            self._replicator.stop()
             self._presence.stop()
             self._autostart.stop()
             self._maintenance.stop()
@@ -155,14 +158,17 @@ class Daemon:
     def _build(self, store: Store, hypervisor: HypervisorVerbs) -> None:
         node, settings = self._node, self._settings
         self._libvirt = hypervisor
+        self._keys = Keys(settings.paths.state, node, store, settings.paths.run / TRUST_FILE)
         presence = self._presence = Presence(
             store=store,
             node=node,
-            directory=settings.paths.state / pki.DIRECTORY,
-            trust=settings.paths.run / TRUST_FILE,
+            keys=self._keys,
             hypervisor=hypervisor,
             accelerator=self._accelerator,
         )
+        replicator = self._replicator = Replicator(node, store, presence.peers)
+        store.replicate_with(replicator)
+        presence.replication = replicator
         journal = self._journal = Journal(store)
         self._locks = Locks()
         self._tasks = Tasks(store, journal, node, keep_days=settings.tasks.keep / 86400)
@@ -322,7 +328,7 @@ class Daemon:
             settings.listen.address,
             settings.listen.port,
             node=self._node,
-            context=presence.server_context,
+            context=self._keys.server_context,
             authenticate=lambda data, address, certificate: (
                 presence.members.recognise(data["peer"], certificate, address)
                 if "peer" in data
@@ -380,13 +386,19 @@ class Daemon:
     # --- chores -------------------------------------------------------------------------------------------------------
 
     def _settle(self) -> None:
+        # What an undo finds in the records must be what the cluster has: a change whose answer was lost may stand.
+        self._settled = self._replicator.catch_up()
+        if not self._settled:
+            log.warning("what was left unfinished is settled when this node has caught up with the cluster")
+            return
         for task in self._tasks.settle():
             if task.state in ENDED:
                 caller = Caller(user=task.user)
                 self._audit.record(caller, task.operation, task.target, _interrupted(task.error), task.id)
 
     def _settle_stuck(self) -> None:
-        if self._libvirt.connected and any(task.state is TaskState.STUCK for task in self._tasks.list(ended=False)):
+        stuck = any(task.state is TaskState.STUCK for task in self._tasks.list(ended=False))
+        if self._libvirt.connected and (stuck or not self._settled):
             self._settle()
 
     def _drop_idle(self) -> None:

@@ -48,6 +48,7 @@ class ClusterNodes:
         capabilities: Path | None = None,
         settings: str = "",
         records: Sequence[Record] = (),
+        module: str = "mcvirtd.main",
     ) -> None:
         self.directory = directory.absolute()
         self._formed = formed
@@ -61,6 +62,7 @@ class ClusterNodes:
                 capabilities=capabilities,
                 settings=settings,
                 port=PORT,
+                module=module,
             )
             for number in range(1, count + 1)
         }
@@ -213,6 +215,7 @@ class ClusterNodes:
             self._write_records(node, [*members, *self._records], group_ids)
 
     def _write_records(self, node: McvirtNode, records: Sequence[Record], group_ids: dict[str, str]) -> None:
+        from mcvirtd.state.log import StateLog
         from mcvirtd.state.records import GroupRecord
 
         store = Store(node.state_dir / "state.db")
@@ -224,6 +227,7 @@ class ClusterNodes:
                 change.put(ClusterRecord(id=CLUSTER_ID, leader="node1"))
                 for record in records:
                     change.put(record)
+            StateLog(store, "node1")  # makes the first epoch, which node1 leads
         finally:
             store.close()
 
