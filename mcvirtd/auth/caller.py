@@ -18,7 +18,7 @@ class Caller(msgspec.Struct, frozen=True, kw_only=True):
     *user* is empty before a login. *root* is who could read the root-only token on this node, and mcvirtd itself.
     *session* is the ID of the session, where there is one, and *token* what it is checked with at every call.
     *peer* is the node whose certificate, with the key *key* in it, the connection has shown; it is then no user.
-    *joiner* is who has shown the secret of this node's connect string, and is no user either.
+    *joiner* is who has shown the secret of this node's connect string (*token* is that), and is no user either.
     *via* is the member that has handed on a call of *user* and vouches for who it is.
     """
 

@@ -191,6 +191,11 @@ class Sessions:
                 self._drop(live)
             return len(mine)
 
+    def forget_all(self) -> None:
+        """All sessions are over, and the store has been emptied of them already."""
+        with self._writing, self._lock:
+            self._by_hash.clear()
+
     def purge(self, now: float) -> int:
         """Forget the sessions that have expired at *now*; how many there were. For a timer."""
         with self._writing:

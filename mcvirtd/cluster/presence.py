@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import logging
-import ssl
 import threading
 from collections.abc import Callable, Collection
-from pathlib import Path
 from typing import Protocol
 
 from mcvirt.types.peer import Beat, BeatAnswer
-from mcvirtd.cluster import pki, tls
 from mcvirtd.cluster.forwarding import NoReplication, Replication
+from mcvirtd.cluster.keys import Keys
 from mcvirtd.cluster.live import Known, Live
 from mcvirtd.cluster.members import Members
 from mcvirtd.cluster.node_service import NodeService
@@ -33,7 +31,7 @@ class Listener(Protocol):
 class Presence:
     """Follows the records of the members by itself, this node's address included.
 
-    *replication* may be set until `start`; *trust* is where clients find the CA's certificate.
+    *replication* may be set until `start`.
     """
 
     def __init__(
@@ -41,22 +39,19 @@ class Presence:
         *,
         store: Store,
         node: str,
-        directory: Path,
-        trust: Path,
+        keys: Keys,
         hypervisor: HypervisorVerbs,
         accelerator: Callable[[], tuple[str, str]],
     ) -> None:
         self._store = store
         self._node = node
-        self._directory = directory
-        self._trust = trust
+        self._keys = keys
         self._listener: Listener | None = None
         self._listens_at: str | None = None
         self._following = threading.Lock()
         self.replication: Replication = NoReplication()
-        self.renew_certificate()
         self.members = Members(store, node)
-        self.peers = Peers(members=self.members, context=self.peer_context, say=self._say, heard=self._heard)
+        self.peers = Peers(members=self.members, context=keys.peer_context, say=self._say, heard=self._heard)
         self.nodes = NodeService(
             store=store, node=node, hypervisor=hypervisor, accelerator=accelerator, live=self._known
         )
@@ -90,17 +85,7 @@ class Presence:
 
     def renew_certificate(self) -> None:
         """Have a certificate that is good, and names the cluster address; connections made from now on show it."""
-        identity = pki.ensure(self._directory, self._node, [self.address] if self.address else [])
-        self._server_context, self._peer_context = tls.server_context(identity), tls.peer_context(identity)
-        pki.publish_trust(identity, self._trust)
-
-    def server_context(self) -> ssl.SSLContext:
-        """For the next connection that comes in."""
-        return self._server_context
-
-    def peer_context(self) -> ssl.SSLContext:
-        """For the next connection to another node."""
-        return self._peer_context
+        self._keys.renew()
 
     def take_identity(self) -> None:
         """The certificate, or what is trusted, was exchanged: use it, with new connections to all members."""

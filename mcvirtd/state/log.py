@@ -78,7 +78,8 @@ class StateLog:
             self._promised = Epoch(number, leader)
 
     def _begin(self) -> None:
-        first = Epoch(1, self._name)
+        cluster = self._store.get(ClusterRecord, "cluster")
+        first = Epoch(cluster.epoch, cluster.leader) if cluster is not None else Epoch(1, self._name)
         with self._store.note() as note:
             note.execute("DELETE FROM epoch")
             note.execute("INSERT INTO epoch VALUES (?, ?, 0)", first)
