@@ -83,6 +83,7 @@ class _Wire:
         self._timeout = timeout
         self.token = token
         self.node = endpoint.node
+        self.away: set[str] = set()
 
     def call(self, object_id: str, method: str, arguments: dict[str, Any], *, timeout: float | None = None) -> bytes:
         connection = self._connection or self._open()
@@ -158,6 +159,7 @@ class Client:
         self._wire = _wire or _Wire(endpoint, token, renew, call_timeout)
         self._own_session = False
         self.follower = Follower(lambda: self.tasks)
+        self.follower.away = self._wire.away
         self.follower.timeout = timeout
 
     @classmethod
@@ -201,6 +203,11 @@ class Client:
     def token(self) -> str | None:
         """The token of the session, once there is one."""
         return self._wire.token
+
+    @property
+    def away(self) -> set[str]:
+        """The nodes without which changes were made; they take them over when they are back. It may be cleared."""
+        return self._wire.away
 
     def end_session_on_close(self) -> None:
         """The session was made for this client only: close() is to log out."""

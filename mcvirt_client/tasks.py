@@ -40,7 +40,8 @@ class Follower:
 
     *wait* False raises Detached instead of waiting. *timeout* (seconds) raises DeadlinePassed, and the task goes on.
     *interrupted* is called with the task's ID when the waiting is interrupted by Ctrl-C; it may raise Detached, or
-    return to wait on. Without it the KeyboardInterrupt goes up, and the task goes on.
+    return to wait on. Without it the KeyboardInterrupt goes up, and the task goes on. *away* collects the nodes without
+    which tasks have made changes.
     """
 
     def __init__(self, tasks: Callable[[], TaskApi]) -> None:
@@ -48,6 +49,7 @@ class Follower:
         self.progress: Progress | None = None
         self.wait = True
         self.timeout: float | None = None
+        self.away: set[str] = set()
         self.interrupted: Callable[[str], None] | None = None
 
     def __call__(self, task: str, operation: Operation) -> msgspec.Raw:  # noqa: ARG002 - what make_client calls
@@ -76,6 +78,7 @@ class Follower:
             if self.progress is not None:
                 self.progress(news.info)
             if news.info.state in ENDED:
+                self.away.update(news.away)
                 _raise_error(news.info)
                 return news.result
             if left <= 0:

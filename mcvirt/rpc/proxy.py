@@ -44,6 +44,8 @@ class _Call:
         reply = _reply.decode(self._connection.call(self._operation.object_id, self._operation.name, kwargs))
         if reply.error is not None:
             raise from_wire(reply.error)
+        if reply.away:
+            self._connection.away.update(reply.away)
         raw = reply.ok if reply.task is None else self._follow(reply.task, self._operation)
         try:
             return self._result.decode(raw)

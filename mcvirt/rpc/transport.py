@@ -105,6 +105,8 @@ class Connection:
         self._connect_timeout = connect_timeout
         self._verify = verify
         self._lock = threading.Lock()
+        # The nodes without which changes were made that were asked for here.
+        self.away: set[str] = set()
 
     def close(self) -> None:
         """Close the connection; a later call would open it again."""

@@ -56,7 +56,11 @@ class TaskInfo(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class TaskNews(msgspec.Struct, frozen=True, kw_only=True):
-    """What a follower sees: the task, and its result once it is done (in wire form)."""
+    """What a follower sees: the task, and its result once it is done (in wire form).
+
+    *away* are the nodes without which it has made changes.
+    """
 
     info: TaskInfo
     result: msgspec.Raw = msgspec.Raw(b"null")
+    away: tuple[str, ...] = ()

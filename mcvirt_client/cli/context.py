@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from typing import TYPE_CHECKING, Any
 
+from mcvirt.errors import EXIT_NODE_AWAY
 from mcvirt_client.cli.report import EXIT_INTERRUPTED, Declined
 
 if TYPE_CHECKING:
@@ -39,6 +40,11 @@ class Session:
                 self._connect = connect
             self._clients[key] = self._connect(args, out)
         return self._clients[key]
+
+    def away(self, args: argparse.Namespace) -> set[str]:
+        """The nodes without which the last command has made changes."""
+        client = self._clients.get((args.host, args.ca_file, args.username))
+        return client.away if client is not None else set()
 
     def forget(self, args: argparse.Namespace) -> None:
         """Close the client for what the global flags name."""
@@ -120,6 +126,18 @@ class Context:
             f"Task {task} goes on. `mcvirt task watch {task}` waits for it, `mcvirt task cancel {task}` ends it."
         )
         return EXIT_INTERRUPTED
+
+    def concluded(self, status: int | None) -> int | None:
+        """The exit status of a command that ended with *status*: another one if nodes were away, which is said."""
+        away = self.session.away(self.args)
+        if not away:
+            return status
+        names = ", ".join(f"'{name}'" for name in sorted(away))
+        away.clear()
+        several = "Nodes {} are away and have not got this; they take it over when they are back."
+        one = "Node {} is away and has not got this; it takes it over when it is back."
+        self.out.warn((several if "," in names else one).format(names))
+        return status or EXIT_NODE_AWAY
 
     def ask_about_failed_nodes(self) -> None:
         """Warn who uses --ignore-failed-nodes, and raise Declined if they think better of it."""

@@ -104,7 +104,7 @@ def _run_command(path: str, command: object, rest: list[str], session: Session) 
     context = Context(args, Output(json=args.json, quiet=args.quiet), session)
     context.ask_about_failed_nodes()
     try:
-        return command.run(context)
+        return context.concluded(command.run(context))
     except Exception as error:
         from mcvirt.errors import SessionRefused
         from mcvirt_client.tasks import Detached

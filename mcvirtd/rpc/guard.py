@@ -29,6 +29,7 @@ from mcvirt.rpc.contract import Operation, Vm, VmOfDisk
 from mcvirtd.auth.audit import Audit
 from mcvirtd.auth.caller import Caller, called_by
 from mcvirtd.auth.rights import Rights
+from mcvirtd.state.replication import noting_left_behind
 from mcvirtd.tasks.engine import Tasks
 from mcvirtd.tasks.task import Task, working_for
 
@@ -159,9 +160,10 @@ class Guard:
             log.debug("%s %s by %s begins [%s]", published.label, target, caller.user, reference)
             if published.remote.task:
                 return self._start(published, caller, arguments, target)
-            with called_by(caller), working_for(Task(published.label, target, caller.user, self._node)):
+            direct = Task(published.label, target, caller.user, self._node)
+            with called_by(caller), working_for(direct), noting_left_behind() as away:
                 value = published.method(**arguments)
-            reply = Reply(ok=msgspec.Raw(_encode(value)))
+            reply = Reply(ok=msgspec.Raw(_encode(value)), away=tuple(sorted(away)))
         except McvirtError as error:
             return self._refuse(published, caller, target, error, reference)
         except Exception:

@@ -24,6 +24,7 @@ from mcvirt.errors import (
 )
 from mcvirt.types.task import ENDED, TaskInfo, TaskNews, TaskState
 from mcvirtd.auth.caller import SYSTEM
+from mcvirtd.state.replication import noting_left_behind
 from mcvirtd.state.store import Store
 from mcvirtd.tasks.task import Task, working_for
 from mcvirtd.tasks.transaction import Journal
@@ -87,7 +88,7 @@ class Tasks:
     def _run(self, task: Task, work: Callable[[], bytes], ended: Callable[[Task, McvirtError | None], None]) -> None:
         error: McvirtError | None = None
         result = b"null"
-        with working_for(task):
+        with working_for(task), noting_left_behind() as away:
             try:
                 task.check()
                 result = work()
@@ -96,6 +97,7 @@ class Tasks:
             except BaseException:
                 log.exception("task %s (%s of %s) failed", task.id, task.operation, task.target)
                 error = InternalError(node=self._node, reference=task.id)
+        task.away = tuple(sorted(away))
         conclusion = self._conclude(task, error, result)
         try:
             ended(task, error)

@@ -38,7 +38,10 @@ class Progress:
 
 
 class Task:
-    """One operation in progress. *user* is who asked for it, *target* what it is for."""
+    """One operation in progress. *user* is who asked for it, *target* what it is for.
+
+    *away*, once it is over, are the nodes without which it has made changes.
+    """
 
     def __init__(self, operation: str, target: str, user: str, node: str, *, task_id: str | None = None) -> None:
         self.id = task_id or secrets.token_hex(4)
@@ -47,6 +50,7 @@ class Task:
         self.user = user
         self.cancelled = threading.Event()
         self.cancelled_by = ""
+        self.away: tuple[str, ...] = ()
         self._shielded = 0
         self._node = node
         self._state = TaskState.RUNNING
@@ -111,7 +115,7 @@ class Task:
         info = msgspec.structs.replace(
             now, state=state, finished=datetime.now(UTC), error=error, remains=remains, version=now.version + 1
         )
-        return TaskNews(info=info, result=msgspec.Raw(result))
+        return TaskNews(info=info, result=msgspec.Raw(result), away=self.away)
 
     def finish(self, conclusion: TaskNews) -> None:
         """The task is over; watchers are told."""
@@ -145,7 +149,7 @@ class Task:
         """The task once its version is above *seen*, or it is over, or *wait* seconds have passed."""
         with self._changed:
             self._changed.wait_for(lambda: self._version > seen or self._state in ENDED, timeout=wait)
-            return TaskNews(info=self.info(), result=msgspec.Raw(self._result))
+            return TaskNews(info=self.info(), result=msgspec.Raw(self._result), away=self.away)
 
 
 _current: contextvars.ContextVar[Task | None] = contextvars.ContextVar("task", default=None)

@@ -36,6 +36,7 @@ class Client:
         self.calls: list[tuple[str, tuple[Any, ...], dict[str, Any]]] = []
         self.follower = Follower(lambda: self.tasks)
         self.closed = False
+        self.away: set[str] = set()
 
     def __getattr__(self, area: str) -> Any:
         if area.startswith("_"):

@@ -449,3 +449,100 @@ def test_all_errors_of_the_guard_can_be_read_by_a_client(scene: Scene) -> None:
         reply = scene.reply(caller, "thing.change", vm="web1")
         assert reply.error is not None
         assert isinstance(from_wire(reply.error), McvirtError)
+
+
+# --- other nodes ------------------------------------------------------------------------------------------------------
+
+
+class PeersOnlyApi:
+    """What members call."""
+
+    object_id = "inner"
+
+    @remote(needs=Access.PEER, reads=True)
+    def beat(self) -> str:
+        """Members only."""
+        raise NotImplementedError
+
+
+class Inner(PeersOnlyApi):
+    def beat(self) -> str:
+        return current_caller().peer
+
+
+class Membership:
+    def __init__(self) -> None:
+        self.members = {"n2": "key of n2"}
+
+    def is_member(self, caller: Caller) -> bool:
+        return self.members.get(caller.peer) == caller.key
+
+
+@pytest.fixture
+def membership(scene: Scene) -> Membership:
+    made = Membership()
+    scene.guard._members = made
+    scene.publish(PeersOnlyApi, Inner())
+    return made
+
+
+PEER = Caller(peer="n2", key="key of n2", address="192.0.2.2")
+
+
+def test_a_member_is_checked_at_every_call(scene: Scene, membership: Membership) -> None:
+    assert scene.call(PEER, "inner.beat") == "n2"
+    with pytest.raises(NotAuthenticated):
+        scene.call(Caller(peer="n2", key="another key"), "inner.beat")
+    membership.members.clear()
+    with pytest.raises(NotAuthenticated):
+        scene.call(PEER, "inner.beat")
+
+
+def test_what_is_for_members_is_for_nobody_else_and_they_do_nothing_else(scene: Scene, membership: Membership) -> None:
+    for caller in (ROOT_CALLER, scene.caller("bob"), Caller(), Caller(user="bob", via="n2"), Caller(joiner=True)):
+        with pytest.raises(NotAuthenticated):
+            scene.call(caller, "inner.beat")
+    for operation in ("thing.look", "thing.change", "thing.hello", "thing.work"):
+        with pytest.raises(NotAuthenticated):
+            scene.call(PEER, operation)
+    assert scene.thing.seen == []
+
+
+def test_a_user_whom_a_member_vouches_for_has_the_rights_that_are_known_here(scene: Scene) -> None:
+    assert scene.call(Caller(user="bob", via="n2", address="192.0.2.7"), "thing.change", vm="web1") == "change web1 1"
+    with pytest.raises(NotPermitted):
+        scene.call(Caller(user="eve", via="n2"), "thing.change", vm="web1")
+    with pytest.raises(NotAuthenticated):
+        scene.call(Caller(user="unknown", via="n2"), "thing.look")
+    assert scene.call(Caller(user="root", root=True, via="n2"), "thing.change", vm="web1") == "change web1 1"
+    assert scene.audit.entries(100, "bob", None)[-1].address == "192.0.2.7 through n2"
+
+
+def test_what_was_handed_on_is_written_down_here_too(scene: Scene) -> None:
+    bob = scene.caller("bob")
+    scene.router.answer = msgspec.json.encode(Reply(task="ab12@n2"))
+    assert scene.reply(bob, "thing.work", name="web1").task == "ab12@n2"
+    entry = scene.audit.entries(1, None, None)[0]
+    assert (entry.result, entry.reference, entry.detail) == ("ok", "ab12@n2", "handed on as task ab12@n2")
+    scene.router.answer = msgspec.json.encode(Reply(error=Conflict(text="No.").to_wire()))
+    with pytest.raises(Conflict):
+        scene.call(bob, "thing.change", vm="web1")
+    assert scene.audit.entries(1, None, None)[0].result == "Conflict"
+
+
+def test_the_answer_names_the_nodes_without_which_a_change_was_made(scene: Scene, monkeypatch: Any) -> None:
+    from mcvirtd.state import replication
+
+    def note(what: str) -> str:
+        noted = replication._left_behind.get()
+        assert noted is not None
+        noted.update(("n3", "n2"))
+        return what
+
+    monkeypatch.setattr(scene.thing, "_note", note)
+    bob = scene.caller("bob")
+    assert scene.reply(bob, "thing.change", vm="web1").away == ("n2", "n3")
+    task = scene.reply(bob, "thing.work", name="web1").task
+    assert task is not None
+    news = scene.tasks.news(task, 2**31, 5)
+    assert (news.info.state, news.away) == (TaskState.DONE, ("n2", "n3"))
