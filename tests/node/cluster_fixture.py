@@ -10,8 +10,6 @@ and the neighbours' hardware addresses are fixed, so that no kernel ever reports
 
 from __future__ import annotations
 
-import os
-import signal
 import subprocess
 import uuid
 from collections.abc import Callable, Iterator, Sequence
@@ -175,12 +173,11 @@ class ClusterNodes:
 
     def pause(self, number: int) -> None:
         """The daemon stops doing anything (SIGSTOP), its connections staying open."""
-        os.kill(self[number].daemon_pid, signal.SIGSTOP)
+        self[number].pause_daemon()
 
     def resume(self, number: int) -> None:
         """Undo `pause`; nothing happens to a daemon that does not run."""
-        if self[number].daemon_runs:
-            os.kill(self[number].daemon_pid, signal.SIGCONT)
+        self[number].resume_daemon()
 
     # --- a cluster by hand --------------------------------------------------------------------------------------------
 

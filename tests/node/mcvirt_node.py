@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import select
@@ -165,6 +166,18 @@ class McvirtNode:
             daemon.kill()
             daemon.wait(10)
             raise NodeFailed(f"mcvirtd did not end within {within} s:\n{self.log_tail()}") from None
+
+    def pause_daemon(self) -> None:
+        """Stop mcvirtd from doing anything (SIGSTOP), its connections staying open; `resume_daemon` goes on."""
+        os.kill(self.daemon_pid, signal.SIGSTOP)
+
+    def resume_daemon(self) -> None:
+        """Let a paused mcvirtd go on; nothing happens to one that is not paused, or not there."""
+        if self._daemon is not None and self._daemon.poll() is None:
+            # What carried it into the namespaces stops with it, and would never see its end.
+            for pid in (self._daemon.pid, self.daemon_pid):
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGCONT)
 
     def kill_daemon(self) -> None:
         """kill -9."""
