@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
     from mcvirt.api.auth import AuditApi, AuthApi, GroupApi, UserApi
     from mcvirt.api.cluster import NodeApi
+    from mcvirt.api.membership import ClusterApi
     from mcvirt.api.network import NetworkApi
     from mcvirt.api.storage import HardDriveApi, IsoApi, StorageApi
     from mcvirt.api.task import TaskApi
@@ -48,6 +49,7 @@ _CONTRACTS = {
     "auth": ("auth", "AuthApi"),
     "audit": ("auth", "AuditApi"),
     "nodes": ("cluster", "NodeApi"),
+    "cluster": ("membership", "ClusterApi"),
     "tasks": ("task", "TaskApi"),
 }
 
@@ -139,6 +141,7 @@ class Client:
     auth: AuthApi
     audit: AuditApi
     nodes: NodeApi
+    cluster: ClusterApi
     tasks: TaskApi
 
     def __init__(

@@ -13,6 +13,7 @@ from typing import Any, cast
 import msgspec
 
 from mcvirt import api
+from mcvirt.api.membership import JoinApi, MembershipApi
 from mcvirt.api.peer import PeerApi
 from mcvirt.api.vm import VmApi
 from mcvirt.errors import McvirtError, NodeUnreachable, from_wire
@@ -34,6 +35,7 @@ from mcvirtd.auth.session_store import StoreSessions
 from mcvirtd.auth.throttle import LoginThrottle
 from mcvirtd.auth.tokens import Sessions
 from mcvirtd.auth.users import UserService
+from mcvirtd.cluster.admission import Admission
 from mcvirtd.cluster.autostart import Autostart
 from mcvirtd.cluster.forwarding import Forwarding, PeerService, TasksElsewhere
 from mcvirtd.cluster.keys import Keys
@@ -109,6 +111,7 @@ class Daemon:
             stack.callback(self._unpublish)
             self._publish(server)
             self._handle_signals(server)
+            self._admission.serving(server.port)
             self._presence.start(server)
             self._replicator.start()
             self._maintenance.start()
@@ -234,8 +237,21 @@ class Daemon:
         self._autostart = Autostart(
             store=store, vms=self._stopped_machines, start=self._start_machine, libvirt_ready=hypervisor.wait_connected
         )
+        self._admission = Admission(
+            node=node,
+            store=store,
+            journal=journal,
+            tasks=self._tasks,
+            sessions=self._sessions,
+            keys=self._keys,
+            presence=presence,
+            replicator=replicator,
+            hypervisor=hypervisor,
+            bridge_faults=self._bridge_faults,
+        )
         self._maintenance = Maintenance(
             [
+                Chore("membership", 2.0, self._admission.settle, first=2.0),
                 Chore("settle", 30.0, self._settle_stuck, first=5.0),
                 Chore("idle", 30.0, self._drop_idle, first=30.0),
                 Chore("prune", _HOUR, self._prune, first=60.0),
@@ -291,6 +307,7 @@ class Daemon:
             router=Router(store, self._node, Forwarding(presence.peers)),
             vm_of_disk=self._vm_of_disk,
             members=presence.members,
+            refuse_changes=self._admission.membership.refuse_changes,
         )
         tasks = TaskService(tasks=self._tasks, rights=self._rights, elsewhere=TasksElsewhere(presence.peers))
         services: list[object] = [
@@ -321,6 +338,7 @@ class Daemon:
             GroupService(store=store, rights=self._rights),
             AuditService(self._audit),
             presence.nodes,
+            self._admission.service,
             tasks,
         ]
         transport.configure()
@@ -329,11 +347,7 @@ class Daemon:
             settings.listen.port,
             node=self._node,
             context=self._keys.server_context,
-            authenticate=lambda data, address, certificate: (
-                presence.members.recognise(data["peer"], certificate, address)
-                if "peer" in data
-                else login.authenticate(data, address)
-            ),
+            authenticate=self._admission.door(login.authenticate),
             limits=Limits(
                 connections=settings.limits.connections,
                 handshake_timeout=settings.limits.handshake_timeout,
@@ -348,6 +362,8 @@ class Daemon:
             live=presence.live, tasks=tasks, run=self._run_for_peer, replication=lambda: presence.replication
         )
         server.register(publish(PeerApi, peer_service, self._guard), PeerApi.object_id)
+        server.register(publish(JoinApi, self._admission.newcomer, self._guard), JoinApi.object_id)
+        server.register(publish(MembershipApi, self._admission.leaver, self._guard), MembershipApi.object_id)
         return server
 
     def _run_for_peer(self, label: str, caller: Caller, arguments: dict[str, Any]) -> Reply | None:
@@ -412,6 +428,8 @@ class Daemon:
     # --- autostart ----------------------------------------------------------------------------------------------------
 
     def _stopped_machines(self) -> Mapping[str, AutoStart]:
+        if self._admission.membership.removed is not None or self._admission.membership.joining is not None:
+            return {}
         return {
             vm.name: vm.autostart
             for vm in self._store.all(VmRecord).values()

@@ -23,6 +23,11 @@ class NodeApi:
         raise NotImplementedError
 
     @remote(needs=Permission.MANAGE_NODE)
+    def set_address(self, address: str) -> None:
+        """The IP address at which other nodes reach the node that is called."""
+        raise NotImplementedError
+
+    @remote(needs=Permission.MANAGE_NODE)
     def set_autostart_interval(self, seconds: int) -> None:
         """How often stopped virtual machines with ON_POLL are started; 0 = never."""
         raise NotImplementedError

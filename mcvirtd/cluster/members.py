@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from mcvirt.errors import NodeUnreachable, NotAuthenticated
+from mcvirt.errors import NodeUnreachable, NotAMember, NotAuthenticated
 from mcvirtd.auth.caller import Caller
 from mcvirtd.cluster.certificates import key_fingerprint
 from mcvirtd.state.records import NodeRecord
@@ -29,15 +29,13 @@ class Members:
         return {name: record for name, record in records.items() if name != self.node and record.address}
 
     def recognise(self, name: object, certificate: bytes | None, address: str) -> Caller:
-        """Who a connection is whose handshake says that it is node *name*; NotAuthenticated if it is not."""
+        """Who a connection is whose handshake says that it is node *name*; NotAMember if it is not."""
         if certificate is None:
             raise NotAuthenticated(text="A node proves itself with its certificate, and none was shown.")
         caller = Caller(peer=str(name), key=key_fingerprint(certificate), address=address)
         if not self.is_member(caller):
             shown = str(name)[:64]
-            raise NotAuthenticated(
-                text=f"Node '{shown if shown.isprintable() else '?'}' is not a member of this cluster."
-            )
+            raise NotAMember(node=self.node, name=shown if shown.isprintable() else "?")
         return caller
 
     def is_member(self, caller: Caller) -> bool:

@@ -1,7 +1,7 @@
 """This node's own place: alone, joining, a member, leaving, or removed; and how it becomes another.
 
 Whose configuration the node has, and with it who it is to others, is exchanged by one commit of the state file
-(`Replicator.become`). What goes with it is kept in the table `meta` by the same commit, or follows from it at the next start:
+(`Replicator.become`). What goes with it is kept in the table `meta` by the same commit, or follows at the next start:
 
     join      the hash of the connect string's secret that is good now
     joining   the node has taken over another cluster's configuration, and is not counted in yet: what it was before
@@ -11,7 +11,6 @@ Whose configuration the node has, and with it who it is to others, is exchanged 
 
 from __future__ import annotations
 
-import ipaddress
 import logging
 import threading
 import time
@@ -22,7 +21,7 @@ from typing import Any, TypeVar
 import msgspec
 
 from mcvirt import names
-from mcvirt.errors import BadArgument, Conflict, ConnectStringRefused, McvirtError, NodeRemoved, NotAuthenticated
+from mcvirt.errors import Conflict, ConnectStringRefused, McvirtError, NodeRemoved, NotAuthenticated
 from mcvirt.permissions import DEFAULT_GROUPS
 from mcvirtd.auth.caller import Caller
 from mcvirtd.auth.grants import in_order
@@ -39,6 +38,9 @@ from mcvirtd.state.store import Change, Store
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
+
+# Contracts that change nothing of the configuration or the virtual machines, or whose own rules hold.
+_ALWAYS = frozenset({"auth", "join", "membership", "peer", "task"})
 
 # An announcement that nothing came of is forgotten after so many seconds.
 LEAVING_LASTS = 600.0
@@ -95,7 +97,9 @@ class Membership:
         self.beginning = False
         self.removed = self._meta("removed", Removed)
         self.joining = self._meta("joining", Joining)
-        self.settle()
+        self.settle_joining()
+        if self.joining is None:
+            keys.settle(keep_before=False)
 
     # --- what it is ---------------------------------------------------------------------------------------------------
 
@@ -119,15 +123,17 @@ class Membership:
                 "machines any more. `mcvirt cluster reset` on it makes it a cluster of its own."
             )
         elif self.joining is not None:
-            found.append(f"it is joining a cluster, by way of node '{self.joining.sponsor}', and is not counted in yet.")
+            found.append(f"it is joining the cluster of node '{self.joining.sponsor}', and is not counted in yet.")
         kept = len(self.replicator.log.conflicts())
         if kept:
-            found.append(f"{kept} changes that it made while another node led were kept aside: `mcvirt cluster conflicts`.")
+            found.append(
+                f"{kept} changes that only it had were kept aside: `mcvirt cluster conflicts` shows them."
+            )
         return tuple(found)
 
     def refuse_changes(self, operation: str) -> None:
         """Raise NodeRemoved, or Conflict, where the node may not do *operation* ("vm.start") as it is now."""
-        if operation.split(".")[0] in ("auth", "join", "membership", "peer", "task") or operation == "cluster.reset":
+        if operation.partition(".")[0] in _ALWAYS or operation in ("cluster.reset", "cluster.connect_string"):
             return
         if self.removed is not None and operation not in ("vm.stop", "vm.shutdown"):
             raise NodeRemoved(node=self.node)
@@ -141,8 +147,8 @@ class Membership:
         record = self.record
         if not self.alone:
             raise Conflict(
-                text=f"Node '{self.node}' is in a cluster with others already. A connect string is made on the node that "
-                "is to join, and used on a member."
+                text=f"Node '{self.node}' is in a cluster with others already. A connect string is made on the node "
+                "that is to join, and used on a member."
             )
         if not record.address:
             raise Conflict(
@@ -164,8 +170,8 @@ class Membership:
         if not isinstance(secret, str) or not self._good(secret):
             log.warning("a connect string that is not good was used from %s", address)
             raise NotAuthenticated(
-                text=f"Node '{self.node}' does not know this connect string: it was used already, has expired, or a newer "
-                "one was made. Have a new one made there."
+                text=f"node '{self.node}' does not know it: it was used already, has expired, or a newer one was made. "
+                "Have a new one made there."
             )
         return Caller(joiner=True, token=secret, address=address)
 
@@ -240,18 +246,16 @@ class Membership:
 
     # --- what follows -------------------------------------------------------------------------------------------------
 
-    def settle(self) -> None:
-        """Draw the conclusions from what has become true meanwhile: at the start, and now and then."""
+    def settle_joining(self) -> None:
+        """Once the cluster counts this node in, there is no way back, and nothing is kept for one."""
+        if self.joining is None or self.record.away:
+            return
         with self._lock:
-            if self.joining is not None and not self.record.away:
-                # The cluster counts this node in: the way back is closed.
-                self._drop("joining")
-                self.joining = None
-                self.keys.settle(keep_before=False)
-                self.store.compact()
-                log.info("this node has joined")
-            elif self.joining is None:
-                self.keys.settle(keep_before=False)
+            self._drop("joining")
+            self.joining = None
+            self.keys.settle(keep_before=False)
+            self.store.compact()
+        log.info("this node has joined the cluster")
 
     def told_stranger(self, by: str) -> None:
         """Member *by* does not know this node. Its word counts if it leads, or if most others say the same."""
@@ -290,16 +294,6 @@ class Membership:
         """Whether a member has announced that lately."""
         leaving = self._meta("leaving", Leaving)
         return leaving is not None and self._clock() - leaving.time < LEAVING_LASTS
-
-    def set_address(self, address: str) -> None:
-        """Store where other nodes reach this one."""
-        with self.store.change() as change:
-            taken = next(
-                (n.name for n in change.all(NodeRecord).values() if n.address == address and n.name != self.node), None
-            )
-            if taken is not None:
-                raise Conflict(text=f"Node '{taken}' has the address {address}. Each node needs one of its own.")
-            change.edit(NodeRecord, self.node, address=address)
 
     def note_own(self, port: int) -> None:
         """Bring this node's record in line with the key and the port that it has."""
@@ -341,15 +335,3 @@ def _putting(name: str, value: msgspec.Struct) -> tuple[str, tuple[Any, ...]]:
 
 def _dropping(name: str) -> tuple[str, tuple[Any, ...]]:
     return "DELETE FROM meta WHERE name = ?", (name,)
-
-
-def checked_address(text: str) -> str:
-    """An address that other nodes can reach a node at, in its usual spelling; raises BadArgument."""
-    what = f"address '{names.printable(text)}'"
-    try:
-        found = ipaddress.ip_address(text.strip())
-    except ValueError:
-        raise BadArgument(what=what, why="it is no IP address.") from None
-    if found.is_loopback or found.is_unspecified or found.is_multicast or found.is_link_local:
-        raise BadArgument(what=what, why="other nodes can't reach this node there.")
-    return str(found)

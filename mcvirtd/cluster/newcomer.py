@@ -1,4 +1,4 @@
-"""The side of a node that is taken into a cluster, and of one that is removed: the contracts JoinApi and MembershipApi."""
+"""The side of a node that is taken into a cluster, and of one that is removed: JoinApi and MembershipApi."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ import msgspec
 
 from mcvirt import __version__
 from mcvirt.api.membership import JoinApi, MembershipApi
-from mcvirt.errors import BadArgument, Conflict, JoinFailed, LibvirtUnreachable, McvirtError, VmRunning
+from mcvirt.errors import BadArgument, Conflict, JoinFailed, LibvirtUnreachable, VmRunning
 from mcvirt.types.membership import JoinBegun, JoinerFacts, JoinPackage, JoinQuestions, Place
 from mcvirtd.auth.caller import current_caller
 from mcvirtd.cluster.membership import Membership
@@ -25,6 +25,7 @@ from mcvirtd.state.replicate import Epoch, Snapshot
 
 R = TypeVar("R", bound=Record)
 _CONNECT_WITHIN = 2.0
+_BEGUN_LASTS = 60.0
 _AT_ONCE = 16
 
 
@@ -58,6 +59,7 @@ class Newcomer(JoinApi):
         self._clock = clock
         self._lock = threading.Lock()
         self._ticket = ""
+        self._began = 0.0
 
     def facts(self, questions: JoinQuestions) -> JoinerFacts:
         record = self._membership.record
@@ -109,6 +111,7 @@ class Newcomer(JoinApi):
             except BaseException:
                 self._membership.beginning = False
                 raise
+            self._began = time.monotonic()
             self._ticket = secrets.token_urlsafe(24)
             return JoinBegun(csr=csr.decode(), ticket=self._ticket)
 
@@ -147,12 +150,19 @@ class Newcomer(JoinApi):
                 raise JoinFailed(
                     node=self._membership.node, reason="the leader did not count it in.", state="It can be tried again."
                 )
-            self._membership.settle()
+            self._membership.settle_joining()
             self._ticket = ""
 
     def give_up(self, ticket: str) -> None:
         with self._with(ticket):
             self.forget_joining()
+
+    def settle(self) -> None:
+        """Take back what a member has begun and not gone on with; for a timer."""
+        if self._membership.beginning and time.monotonic() - self._began > _BEGUN_LASTS:
+            with self._lock:
+                if self._membership.beginning:
+                    self.forget_joining()
 
     def forget_joining(self) -> None:
         """Whatever was begun is taken back."""

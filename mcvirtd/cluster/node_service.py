@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ipaddress
 import threading
 import time
 from collections.abc import Callable, Mapping
@@ -9,12 +10,13 @@ from typing import Protocol
 
 import msgspec
 
-from mcvirt import __version__
+from mcvirt import __version__, names
 from mcvirt.api.cluster import NodeApi
-from mcvirt.errors import BadArgument, McvirtError
+from mcvirt.errors import BadArgument, Conflict, McvirtError
 from mcvirt.types.cluster import ClusterSettings, NodeInfo
 from mcvirtd.cluster.live import Known
 from mcvirtd.host import facts as host_facts
+from mcvirtd.host import network
 from mcvirtd.host.facts import CpuTimes, Memory
 from mcvirtd.state.records import NodeRecord, SettingsRecord, VmRecord
 from mcvirtd.state.store import Store
@@ -91,12 +93,25 @@ class NodeService(NodeApi):
 
     def list(self) -> tuple[NodeInfo, ...]:
         """All nodes, by name."""
-        names = sorted({self._node, *self._store.all(NodeRecord)})
-        return tuple(self.here() if name == self._node else self._elsewhere(name) for name in names)
+        members = sorted({self._node, *self._store.all(NodeRecord)})
+        return tuple(self.here() if name == self._node else self._elsewhere(name) for name in members)
 
     def settings(self) -> ClusterSettings:
         """The settings of the cluster."""
         return ClusterSettings(autostart_interval=autostart_interval(self._store))
+
+    def set_address(self, address: str) -> None:
+        """The IP address at which other nodes reach this one."""
+        found = checked_address(address)
+        fault = network.address_fault(found)
+        if fault:
+            raise BadArgument(what=f"address {found}", why=fault)
+        with self._store.change() as change:
+            others = [record for record in change.all(NodeRecord).values() if record.name != self._node]
+            taken = next((record.name for record in others if record.address == found), None)
+            if taken is not None:
+                raise Conflict(text=f"Node '{taken}' has the address {found}. Each node needs one of its own.")
+            change.edit(NodeRecord, self._node, address=found)
 
     def set_autostart_interval(self, seconds: int) -> None:
         """How often stopped virtual machines with ON_POLL are started."""
@@ -170,6 +185,18 @@ class NodeService(NodeApi):
             vms=len(mine),
             warnings=tuple(warnings),
         )
+
+
+def checked_address(text: str) -> str:
+    """An address that other nodes can reach a node at, in its usual spelling; raises BadArgument."""
+    what = f"address '{names.printable(text)}'"
+    try:
+        found = ipaddress.ip_address(text.strip())
+    except ValueError:
+        raise BadArgument(what=what, why="it is no IP address.") from None
+    if found.is_loopback or found.is_unspecified or found.is_multicast or found.is_link_local:
+        raise BadArgument(what=what, why="other nodes can't reach this node there.")
+    return str(found)
 
 
 def autostart_interval(store: Store) -> int:

@@ -17,7 +17,7 @@ from typing import Any
 
 import msgspec
 
-from mcvirt.errors import McvirtError, NodeUnreachable, NotAuthenticated, from_wire
+from mcvirt.errors import McvirtError, NodeUnreachable, NotAMember, NotAuthenticated, from_wire
 from mcvirt.rpc.codec import Reply
 from mcvirt.rpc.transport import CALL_TIMEOUT, Connection
 from mcvirt.types.peer import Beat, BeatAnswer
@@ -143,6 +143,8 @@ class Peers:
         self._context = context
         self._say = say
         self._heard = heard
+        # Called with the name of a member that does not know this node as one.
+        self.stranger: Callable[[str], None] = _no_matter
         self._lock = threading.Lock()
         self._links: dict[str, _Link] = {}
         self._started = False
@@ -197,6 +199,13 @@ class Peers:
             connect_timeout=CONNECT_WITHIN,
             verify=lambda certificate: self._members.verify(record.name, certificate),
         )
+
+    def dial(self, node: str) -> Connection:
+        """A connection of the caller's own to *node*, which ends with no membership; raises NodeUnreachable."""
+        link = self._links.get(node)
+        if link is None or not link.status().reachable:
+            raise NodeUnreachable(node=node, reason=self.status(node).reason)
+        return self._connect(link.record)
 
     # --- asking -------------------------------------------------------------------------------------------------------
 
@@ -286,6 +295,8 @@ class Peers:
                 self._beat_once(link, connection)
                 pause = BEAT_EVERY
             except McvirtError as error:
+                if isinstance(error, NotAMember) and not link.ended:
+                    self.stranger(link.name)
                 # After a change of certificates, or of the CA, only a new context will do.
                 connection.close()
                 connection = self._new_pulse(link)
@@ -320,6 +331,10 @@ class Peers:
         if link.answered():
             log.info("node %s answers", link.name)
         self._heard(link.name, answer)
+
+
+def _no_matter(node: str) -> None:
+    pass
 
 
 def _place(record: NodeRecord) -> tuple[str | None, int, str]:

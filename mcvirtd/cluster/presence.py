@@ -50,10 +50,16 @@ class Presence:
         self._listens_at: str | None = None
         self._following = threading.Lock()
         self.replication: Replication = NoReplication()
+        self.warnings: Callable[[], tuple[str, ...]] = tuple
         self.members = Members(store, node)
         self.peers = Peers(members=self.members, context=keys.peer_context, say=self._say, heard=self._heard)
         self.nodes = NodeService(
-            store=store, node=node, hypervisor=hypervisor, accelerator=accelerator, live=self._known
+            store=store,
+            node=node,
+            hypervisor=hypervisor,
+            accelerator=accelerator,
+            live=self._known,
+            warnings=lambda: self.warnings(),  # noqa: PLW0108 - it is set later
         )
         self.live = Live(
             hypervisor=hypervisor,

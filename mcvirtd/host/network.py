@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 from pathlib import Path
 
 import msgspec
@@ -54,3 +55,14 @@ def bridge_faults(name: str, root: Path = SYS) -> list[str]:
     if not (path / "bridge").is_dir():
         return [f"The network interface '{name}' is not a bridge; virtual machines can be connected to bridges only."]
     return []
+
+
+def address_fault(address: str) -> str:
+    """Why this machine can't be reached at the IP address *address*; '' if it can."""
+    family = socket.AF_INET6 if ":" in address else socket.AF_INET
+    with socket.socket(family, socket.SOCK_STREAM) as probe:
+        try:
+            probe.bind((address, 0))
+        except OSError:
+            return "no network interface of this node has it."
+    return ""

@@ -19,6 +19,7 @@ from mcvirt.errors import (
     LoginsBusy,
     LoginSlowedDown,
     McvirtError,
+    NotAMember,
     NotAuthenticated,
     NotPermitted,
     from_wire,
@@ -123,7 +124,9 @@ class Guard:
         router: Router,
         vm_of_disk: Callable[[str], str | None],
         members: Members | None = None,
+        refuse_changes: Callable[[str], None] = lambda operation: None,  # noqa: ARG005
     ) -> None:
+        """*refuse_changes* is asked before each operation that is no reading, and may raise."""
         self._node = node
         self._clock = clock
         self._sessions = sessions
@@ -133,6 +136,7 @@ class Guard:
         self._router = router
         self._vm_of_disk = vm_of_disk
         self._members = members
+        self._refuse_changes = refuse_changes
 
     def call(self, published: Published, caller: Caller, args: Any, kwargs: Any) -> Reply:
         """Answer one call. Whatever happens, the answer is a Reply."""
@@ -153,6 +157,8 @@ class Guard:
                     return Reply(ok=msgspec.Raw(_encode(published.method(**arguments))))
             target = published.target(arguments)
             self._authorise(published, caller, arguments)
+            if not published.remote.reads:
+                self._refuse_changes(published.label)
             reference = secrets.token_hex(4)
             forwarded = self._router.forward(published.operation, arguments, caller)
             if forwarded is not None:
@@ -178,10 +184,10 @@ class Guard:
             if not (caller.joiner and published.remote.needs is Access.JOINER):
                 raise NotAuthenticated(text="This is for the member that takes this node into its cluster, alone.")
         elif caller.peer:
-            if not needs_peer or self._members is None or not self._members.is_member(caller):
-                raise NotAuthenticated(
-                    text=f"Node '{caller.peer}' is not a member of this cluster, or may not do this."
-                )
+            if self._members is None or not self._members.is_member(caller):
+                raise NotAMember(node=self._node, name=caller.peer)
+            if not needs_peer:
+                raise NotAuthenticated(text=f"Node '{caller.peer}' is no user, and may not do this by itself.")
         elif needs_peer:
             raise NotAuthenticated(text="Only another node of the cluster may do this.")
         elif caller.via:
