@@ -58,8 +58,12 @@ class Power:
                 started = self._hypervisor.start(machine.vm.uuid)
                 if not started:
                     raise VmAlreadyRunning(name=name)
-            with tx.commit() as change:
-                change.edit(VmRecord, name, iso=iso, boot_iso=bool(iso))
+            if wanted.vm == machine.vm:
+                # Nothing to tell the other nodes: a start must not depend on any of them.
+                tx.keep()
+            else:
+                with tx.commit() as change:
+                    change.edit(VmRecord, name, iso=iso, boot_iso=bool(iso))
 
     def _check_start(self, machine: Machine) -> None:
         vm = machine.vm
