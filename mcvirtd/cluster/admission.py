@@ -49,7 +49,7 @@ class Admission:
         self.leaver = Leaver(membership=self.membership, hypervisor=hypervisor, at_work=at_work)
         self.service = ClusterService(
             membership=self.membership,
-            joining=Joining(membership=self.membership, journal=journal),
+            joining=Joining(membership=self.membership, journal=journal, reach=presence.peers.wake),
             leaving=Leaving(membership=self.membership, peers=presence.peers),
             newcomer=self.newcomer,
             hypervisor=hypervisor,

@@ -57,7 +57,16 @@ _CALL_WITHIN = 60.0
 class Joining:
     """See the module."""
 
-    def __init__(self, *, membership: Membership, journal: Journal, clock: Callable[[], float] = time.time) -> None:
+    def __init__(
+        self,
+        *,
+        membership: Membership,
+        journal: Journal,
+        reach: Callable[[str], None],
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        """*reach* tries at once to connect to a member that may be there by now."""
+        self._reach = reach
         self._membership = membership
         self._store = membership.store
         self._journal = journal
@@ -138,6 +147,7 @@ class Joining:
                 with step("Handing the configuration over"):
                     node.take_over(begun.ticket, self._package(certificate))
                 with step("Waiting until it has caught up"):
+                    self._reach(name)
                     node.rejoin(begun.ticket)
                     self._expect_in(name, fingerprint)
                 tx.keep()

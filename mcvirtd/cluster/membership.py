@@ -92,6 +92,8 @@ class Membership:
         self._changed = changed
         self._clock = clock
         self._lock = threading.RLock()
+        self._news = threading.Condition()
+        store.subscribe(self._note_change)
         self._words: dict[str, float] = {}
         # A member has begun to take this node in, and nothing was exchanged yet.
         self.beginning = False
@@ -139,6 +141,16 @@ class Membership:
             raise NodeRemoved(node=self.node)
         if self.beginning or self.joining is not None:
             raise Conflict(text=f"Node '{self.node}' is joining a cluster. Try again when it has joined.")
+
+    def wait_for_change(self, within: float) -> None:
+        """Return when a record of a member has changed, or after *within* seconds."""
+        with self._news:
+            self._news.wait(within)
+
+    def _note_change(self, change: Change) -> None:
+        if any(kind == NodeRecord.kind for kind, _ in (*change.puts, *change.deletes)):
+            with self._news:
+                self._news.notify_all()
 
     # --- connect strings ----------------------------------------------------------------------------------------------
 

@@ -15,7 +15,7 @@ import msgspec
 
 from mcvirt import __version__
 from mcvirt.api.membership import JoinApi, MembershipApi
-from mcvirt.errors import BadArgument, Conflict, JoinFailed, LibvirtUnreachable, VmRunning
+from mcvirt.errors import BadArgument, Conflict, LeaderUnreachable, LibvirtUnreachable, NodeUnreachable, VmRunning
 from mcvirt.types.membership import JoinBegun, JoinerFacts, JoinPackage, JoinQuestions, Place
 from mcvirtd.auth.caller import current_caller
 from mcvirtd.cluster.membership import Membership
@@ -26,6 +26,7 @@ from mcvirtd.state.replicate import Epoch, Snapshot
 R = TypeVar("R", bound=Record)
 _CONNECT_WITHIN = 2.0
 _BEGUN_LASTS = 60.0
+_COUNTED_IN_WITHIN = 20.0
 _AT_ONCE = 16
 
 
@@ -146,12 +147,20 @@ class Newcomer(JoinApi):
 
     def rejoin(self, ticket: str) -> None:
         with self._with(ticket):
-            if not self._membership.replicator.rejoin():
-                raise JoinFailed(
-                    node=self._membership.node, reason="the leader did not count it in.", state="It can be tried again."
-                )
+            deadline = time.monotonic() + _COUNTED_IN_WITHIN
+            while not self._counted_in():
+                if time.monotonic() > deadline:
+                    raise NodeUnreachable(node=self._membership.node, reason="the leader does not reach it.")
+                # The leader tries the connection anew every few seconds; each change tells that it may have.
+                self._membership.wait_for_change(0.5)
             self._membership.settle_joining()
             self._ticket = ""
+
+    def _counted_in(self) -> bool:
+        try:
+            return not self._membership.record.away or self._membership.replicator.rejoin()
+        except LeaderUnreachable:
+            return False
 
     def give_up(self, ticket: str) -> None:
         with self._with(ticket):

@@ -273,6 +273,9 @@ class Replicator:
 
     def _on_rejoin(self, sender: str, message: Message) -> Message:
         position = msgspec.convert(message["position"], Position, strict=False)
+        if sender in self._transport.silent():
+            # It reaches this node, but could not be told of the next change yet.
+            return {"back": False}
         turn = self._turns.take(TURN_WITHIN)
         if not turn:
             return {"back": False}
