@@ -89,7 +89,7 @@ class Live:
 
     def start(self) -> None:
         """Begin to look at this node."""
-        self._look()
+        self._look_at_domains()
         self._hypervisor.subscribe(self._on_domain)
         threading.Thread(target=self._look_on, name="live", daemon=True).start()
 
@@ -100,14 +100,15 @@ class Live:
     # --- this node ----------------------------------------------------------------------------------------------------
 
     def _look_on(self) -> None:
-        while not self._stopping.wait(LOOK_EVERY):
+        while not self._stopping.is_set():
             try:
-                self._look()
+                self._look_at_domains()
+                self._info = self._measure()  # asks libvirt, which may take its time
             except Exception:
                 log.exception("this node could not be looked at")
+            self._stopping.wait(LOOK_EVERY)
 
-    def _look(self) -> None:
-        self._info = self._measure()
+    def _look_at_domains(self) -> None:
         domains = self._hypervisor.domains()
         if domains is self._seen:
             return

@@ -77,8 +77,8 @@ class Node:
             hypervisor=self.hypervisor, info=info, reachable=lambda node: self.reachable, changed=self._changed
         )
         self.hypervisor.subscribers.clear()
+        self.live.stop()  # nobody looks but the subscriber
         self.live.start()
-        self.live.stop()
 
     def _changed(self) -> None:
         self.told += 1
