@@ -62,7 +62,8 @@ class _Facts:
 class Live:
     """This node's facts, for others, and theirs. *info* measures this node; *reachable* says who answers now.
 
-    *changed* is called when a domain here has changed, in a thread of its own.
+    *changed* is called when a domain here has changed, in a thread of its own; *wanted* says whether there is anybody
+    for whom this node is to be measured.
     """
 
     def __init__(
@@ -72,11 +73,13 @@ class Live:
         info: Callable[[], NodeInfo],
         reachable: Callable[[str], bool],
         changed: Callable[[], None],
+        wanted: Callable[[], bool] = lambda: True,
     ) -> None:
         self._hypervisor = hypervisor
         self._measure = info
         self._reachable = reachable
         self._changed = changed
+        self._wanted = wanted
         self._life = secrets.token_hex(8)
         self._lock = threading.Lock()
         self._version = 0
@@ -103,7 +106,10 @@ class Live:
         while not self._stopping.is_set():
             try:
                 self._look_at_domains()
-                self._info = self._measure()  # asks libvirt, which may take its time
+                if self._wanted():
+                    self._info = self._measure()  # asks libvirt, which may take its time
+            except OSError as error:
+                log.error("this node can't be measured now: %s", error)
             except Exception:
                 log.exception("this node could not be looked at")
             self._stopping.wait(LOOK_EVERY)

@@ -66,6 +66,7 @@ class Presence:
             info=self.nodes.here,
             reachable=lambda other: self.peers.status(other).reachable,
             changed=self.peers.wake,
+            wanted=lambda: bool(self.members.others()),
         )
         store.subscribe(self._on_change)
 
