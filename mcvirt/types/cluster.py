@@ -29,6 +29,8 @@ class NodeInfo(msgspec.Struct, frozen=True, kw_only=True):
     vms: int
     warnings: tuple[str, ...] = ()
     age: int | None = None
+    leader: bool = False
+    lag: int | None = None  # how many changes it has not yet; None if that is not known
 
 
 class ClusterSettings(msgspec.Struct, frozen=True, kw_only=True):

@@ -35,6 +35,7 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
         "List permissions; give and take the rights of users, owners and superusers",
     ),
     "audit": ("audit", ACCOUNTS, "Who did what: list"),
+    "cluster": ("cluster", NODES, "The cluster: add nodes, remove them, choose the leader"),
     "node": ("node", NODES, "Show and change the settings of the nodes"),
     "task": ("task", NODES, "Long work: list, watch, cancel"),
     "login": ("session", SESSIONS, "Log in and keep the session for later commands"),

@@ -104,6 +104,12 @@ class Context:
         self.out.stderr.flush()
         return sys.stdin.readline().strip().lower() in ("y", "yes")
 
+    def answer(self, question: str) -> str:
+        """What somebody at a terminal answers."""
+        self.out.stderr.write(question)
+        self.out.stderr.flush()
+        return sys.stdin.readline().strip()
+
     @property
     def interactive(self) -> bool:
         """Whether there is somebody to ask."""

@@ -56,6 +56,8 @@ class Admission:
         )
         self._port = 0
         self._members = presence.members
+        presence.nodes.revision_of = replicator.revision_of
+        presence.nodes.status = self.membership.status
         presence.warnings = self.membership.warnings
         presence.peers.stranger = self.membership.told_stranger
 

@@ -116,6 +116,10 @@ class Membership:
         """Whether the node is all of its cluster."""
         return len(self.store.all(NodeRecord)) <= 1
 
+    def status(self) -> str:
+        """What `mcvirt info` says of this node."""
+        return "Removed" if self.removed is not None else "Joining" if self.joining is not None else "Local"
+
     def warnings(self) -> tuple[str, ...]:
         """What operators must know about this node's place."""
         found = []

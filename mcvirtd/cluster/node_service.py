@@ -18,7 +18,7 @@ from mcvirtd.cluster.live import Known
 from mcvirtd.host import facts as host_facts
 from mcvirtd.host import network
 from mcvirtd.host.facts import CpuTimes, Memory
-from mcvirtd.state.records import NodeRecord, SettingsRecord, VmRecord
+from mcvirtd.state.records import ClusterRecord, NodeRecord, SettingsRecord, VmRecord
 from mcvirtd.state.store import Store
 
 LONGEST_INTERVAL = 7 * 86400
@@ -89,12 +89,26 @@ class NodeService(NodeApi):
         self._host = host
         self._warnings = warnings
         self._live = live
+        # Set by who knows: how far a node is, and what is to be said of this one's place in the cluster.
+        self.revision_of: Callable[[str], int | None] = lambda node: None  # noqa: ARG005
+        self.status: Callable[[], str] = lambda: "Local"
         self._processors = _ProcessorUse(host.cpu_times)
 
     def list(self) -> tuple[NodeInfo, ...]:
         """All nodes, by name."""
         members = sorted({self._node, *self._store.all(NodeRecord)})
-        return tuple(self.here() if name == self._node else self._elsewhere(name) for name in members)
+        cluster = self._store.get(ClusterRecord, "cluster")
+        leader = cluster.leader if cluster is not None else self._node
+        newest = max(self._store.revision, self.revision_of(leader) or 0)
+        found = (self.here() if name == self._node else self._elsewhere(name) for name in members)
+        return tuple(self._placed(node, leader, newest) for node in found)
+
+    def _placed(self, node: NodeInfo, leader: str, newest: int) -> NodeInfo:
+        revision = self._store.revision if node.name == self._node else self.revision_of(node.name)
+        lag = None if revision is None else max(0, newest - revision)
+        return msgspec.structs.replace(
+            node, leader=node.name == leader, revision=node.revision if revision is None else revision, lag=lag
+        )
 
     def settings(self) -> ClusterSettings:
         """The settings of the cluster."""
@@ -171,7 +185,7 @@ class NodeService(NodeApi):
             name=self._node,
             id=record.id if record else "",
             address=record.address if record else None,
-            status="Local",
+            status=self.status(),
             version=__version__,
             revision=self._store.revision,
             cpu_count=self._host.cpu_count(),

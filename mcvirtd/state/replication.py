@@ -119,6 +119,7 @@ class Replicator:
         self._lease: tuple[str, str, Position] | None = None  # token, leader, base; of the turn this node has
         self._news = threading.Condition()
         self._behind = False
+        self._seen: dict[str, int] = {}
         self._stopped = False
         self._thread: threading.Thread | None = None
         self._leader_heard: Callable[[str], bool] = lambda leader: leader not in transport.silent()
@@ -301,12 +302,17 @@ class Replicator:
             self.replica._hear(dict(facts))
             follows = member == self.replica.leader and bool(facts.get("leads")) and member != self.name
             there = msgspec.convert(facts["position"], Position, strict=False)
+            self._seen[member] = there.revision
             away = self.log.members().get(self.name, False)
             behind = follows and (away or there != self.replica.position())
         if behind:
             with self._news:
                 self._behind = True
                 self._news.notify_all()
+
+    def revision_of(self, member: str) -> int | None:
+        """How far *member* was when it was last heard of; None if it never was."""
+        return self.replica.position().revision if member == self.name else self._seen.get(member)
 
     def start(self) -> None:
         """Begin to follow."""

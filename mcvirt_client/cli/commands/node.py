@@ -24,10 +24,22 @@ def _arguments(parser: Parser) -> None:
         metavar="SECONDS",
         help="how often stopped virtual machines with --autostart-on-poll are started; 0 = never",
     )
+    one.add_argument(
+        "--set-ip-address",
+        "--set-cluster-ip",
+        dest="set_ip_address",
+        metavar="ADDRESS",
+        help="the address at which other nodes reach this node",
+    )
     one.add_argument("--get-autostart-interval", action="store_true", help="print how often that is")
 
 
 def _node(context: Context) -> None:
+    address = context.args.set_ip_address
+    if address is not None:
+        context.client.nodes.set_address(address)
+        context.done(f"Successfully set cluster IP address to {address}", {"address": address})
+        return
     seconds = context.args.set_autostart_interval
     if seconds is not None:
         context.client.nodes.set_autostart_interval(seconds)
@@ -43,6 +55,10 @@ COMMANDS = {
         _node,
         _arguments,
         description="`mcvirt info` shows the nodes themselves.",
-        examples=("mcvirt node --get-autostart-interval", "mcvirt node --set-autostart-interval 60"),
+        examples=(
+            "mcvirt node --set-ip-address 192.0.2.1",
+            "mcvirt node --get-autostart-interval",
+            "mcvirt node --set-autostart-interval 60",
+        ),
     )
 }

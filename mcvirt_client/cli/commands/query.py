@@ -101,7 +101,10 @@ def _nodes(out: Output, nodes: tuple[NodeInfo, ...]) -> str:
         (
             node.name,
             node.address or "",
-            node.status,
+            node.status + (", leader" if node.leader and len(nodes) > 1 else ""),
+            node.version,
+            str(node.revision),
+            "Unknown" if node.lag is None else str(node.lag),
             f"{node.cpu_count} x {_percent(node.cpu_percent)}",
             f"{format_size(node.memory_used)} of {format_size(node.memory)}",
             f"{node.vms_running} of {node.vms}",
@@ -109,8 +112,10 @@ def _nodes(out: Output, nodes: tuple[NodeInfo, ...]) -> str:
         )
         for node in nodes
     ]
-    headers = ("Node", "IP Address", "Status", "CPU Usage", "Memory Usage", "VMs Running", "Accelerator")
-    return out.table(headers, lines, {"Status": {"Local": GREEN, "Connected": GREEN, "Unreachable": RED}})
+    headers = ("Node", "IP Address", "Status", "Version", "Revision", "Lag", "CPU Usage", "Memory Usage", "VMs Running")
+    colours = {status: GREEN for state in ("Local", "Connected") for status in (state, f"{state}, leader")}
+    colours.update({status: RED for state in ("Unreachable", "Removed") for status in (state, f"{state}, leader")})
+    return out.table((*headers, "Accelerator"), lines, {"Status": {**colours, "Joining": YELLOW}})
 
 
 def _percent(value: float | None) -> str:

@@ -21,7 +21,8 @@ iso list, iso add, iso delete, network list, network create, network delete,
 storage list, storage create, storage add, storage delete, storage add-node, storage remove-node,
 user list, user create, user delete, user change-password, user add-permission, user remove-permission,
 group list, group create, group delete, group add-permission, group remove-permission, group add-user,
-group remove-user, permission, node, task list, task watch, task cancel, session list, session revoke,
+group remove-user, permission, node, cluster get-connect-string, cluster add-node, cluster add, cluster remove-node,
+cluster promote, cluster conflicts, cluster reset, task list, task watch, task cancel, session list, session revoke,
 login, logout, whoami, audit list, exit
 """
 
