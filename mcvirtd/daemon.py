@@ -184,11 +184,14 @@ class Daemon:
         self._isos.prepare()
         self._uploads = Uploads(self._isos, clock=time.monotonic)
         designs = Designer(store, self._disks, self._isos, self._accelerator, str(settings.paths.state / "console"))
-        domains = Domains(store, hypervisor, designs, journal, node)
+        domains = Domains(
+            store=store, hypervisor=hypervisor, designs=designs, journal=journal, locks=self._locks, node=node
+        )
         ground = Ground(
             node=node,
             store=store,
             journal=journal,
+            locks=self._locks,
             hypervisor=hypervisor,
             domains=domains,
             designs=designs,

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from typing import cast
 
 from mcvirt.errors import (
     BadArgument,
@@ -17,8 +18,10 @@ from mcvirt.errors import (
     VmRegistered,
 )
 from mcvirt.names import mac_address
-from mcvirt.types.vm import GraphicsDriver
+from mcvirt.types.vm import DiskDriver, GraphicsDriver, Machine
 from mcvirt.units import KIB, MIB, format_size
+from mcvirtd.hypervisor import designer
+from mcvirtd.hypervisor.design import Bus
 from mcvirtd.state.records import NetworkRecord, NodeRecord, VmRecord
 from mcvirtd.state.store import Store
 from mcvirtd.vm.design import UNUSABLE_GRAPHICS
@@ -101,6 +104,12 @@ def disk_count(name: str, there: int, more: int) -> None:
     """The machine may have *more* disks than the ones there."""
     if there + more > MOST_DISKS:
         raise TooManyDisks(name=name, count=there + more, limit=MOST_DISKS)
+
+
+def places(machine: Machine, disks: Iterable[tuple[int, DiskDriver]]) -> None:
+    """Disks of these numbers have a place on their buses (IDE has three besides the CD drive)."""
+    for slot, driver in disks:
+        designer.target_name(machine.value, cast(Bus, driver.value.lower()), slot)
 
 
 def adapter_count(there: int, more: int) -> None:

@@ -76,6 +76,7 @@ class Creation:
         disks: tuple[DiskPlan, ...] = ()
         with reasons.gather():
             disks = self._disks.plan(spec.disks, node=self._node)
+            checks.places(machine, [(slot, disk.driver) for slot, disk in enumerate(disks, 1)])
         reasons.raise_all()
         vm = VmRecord(
             name=spec.name,
@@ -116,18 +117,24 @@ class Creation:
             self._add_disks(name, plan.disks)
             self._add_networks(name, plan.networks)
         except TaskCancelled:
-            with current_task().shielded():
-                self._remove(name)
+            self._take_away(name)
             raise
         except McvirtError as error:
             failure = error
         try:
             with step("Registering the machine in libvirt"):
                 self.register(name)
+        except TaskCancelled:
+            self._take_away(name)
+            raise
         except McvirtError as error:
             failure = failure or error
         if failure is not None:
             raise VmIncomplete(name=name, reason=str(failure)) from failure
+
+    def _take_away(self, name: str) -> None:
+        with current_task().shielded():
+            self._remove(name)
 
     def _add_disks(self, name: str, plans: tuple[DiskPlan, ...]) -> None:
         for slot, plan in enumerate(plans, 1):
@@ -167,11 +174,12 @@ def network_words(network: str) -> str:
     return f"a network adapter on '{network}'"
 
 
-def finish(edit: Callable[..., VmRecord], vm: VmRecord | None, words: str) -> None:
-    """Take one thing off the list of what the machine was to have and has not."""
-    if vm is not None and words in vm.unfinished:
-        left = list(vm.unfinished)
-        left.remove(words)
+def finish(edit: Callable[..., VmRecord], vm: VmRecord | None, *words: str) -> None:
+    """Take the first of *words* that is there off the list of what the machine was to have and has not."""
+    left = list(vm.unfinished) if vm is not None else []
+    found = next((each for each in words if each in left), None)
+    if vm is not None and found is not None:
+        left.remove(found)
         edit(VmRecord, vm.name, unfinished=tuple(left))
 
 

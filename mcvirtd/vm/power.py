@@ -34,6 +34,7 @@ class Power:
     def __init__(self, ground: Ground) -> None:
         self._store = ground.store
         self._journal = ground.journal
+        self._locks = ground.locks
         self._hypervisor = ground.hypervisor
         self._domains = ground.domains
         self._designs = ground.designs
@@ -163,12 +164,13 @@ class Power:
                 change.edit(VmRecord, name, node=None)
 
     def _finish_unregister(self, name: str) -> None:
-        vm = self._store.get(VmRecord, name)
-        if vm is None or vm.node != self._node:
-            return
-        self._hypervisor.undefine(vm.uuid)
-        with self._store.change() as change:
-            change.edit(VmRecord, name, node=None)
+        with self._locks.hold(f"vm:{name}"):
+            vm = self._store.get(VmRecord, name)
+            if vm is None or vm.node != self._node or self._domains.is_active(vm):
+                return  # somebody uses it again
+            self._hypervisor.undefine(vm.uuid)
+            with self._store.change() as change:
+                change.edit(VmRecord, name, node=None)
 
 
 def _is_off(state: DomainState | None) -> bool:

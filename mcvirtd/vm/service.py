@@ -80,7 +80,7 @@ class VmService(VmApi):
 
     def delete(self, name: str, keep_disks: bool = False, keep_config: bool = False) -> None:
         with self._locks.hold(f"vm:{name}"):
-            self._deletion.check(name)
+            self._deletion.check(name, keep_disks=keep_disks)
             self._deletion.carry_out(name, keep_disks=keep_disks, keep_config=keep_config)
 
     def start(self, name: str, iso: str | None = None) -> None:
