@@ -7,8 +7,7 @@ import sys
 from typing import TYPE_CHECKING
 
 from mcvirt.types.task import ENDED, TaskRef
-from mcvirt.units import format_size
-from mcvirt_client.cli.output import cells, clean, terminal_width
+from mcvirt_client.cli.output import about, cells, clean, terminal_width
 from mcvirt_client.tasks import Detached
 
 if TYPE_CHECKING:
@@ -74,7 +73,7 @@ def describe(step: StepInfo) -> str:
     if step.total:
         return f"{step.name} {bar(step.done, step.total)} {_of(step.done, step.total, step.unit)}"
     if step.done:
-        return f"{step.name} {format_size(step.done) if step.unit == 'B' else f'{step.done} {step.unit}'}".rstrip()
+        return f"{step.name} {about(step.done) if step.unit == 'B' else f'{step.done} {step.unit}'}".rstrip()
     return f"{step.name} ..."
 
 
@@ -87,7 +86,7 @@ def bar(done: int, total: int) -> str:
 
 def _of(done: int, total: int, unit: str) -> str:
     if unit == "B":
-        return f"{format_size(done)} of {format_size(total)}"
+        return f"{about(done)} of {about(total)}"
     return "" if unit == "%" else f"{done} of {total} {unit}".rstrip()
 
 

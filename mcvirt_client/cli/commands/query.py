@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from mcvirt_client.cli.output import DIM, GREEN, RED, YELLOW
+from mcvirt_client.cli.output import DIM, GREEN, RED, YELLOW, about
 from mcvirt_client.cli.parser import Command, Parser
 from mcvirt_client.cli.report import UsageError
 
@@ -86,15 +86,13 @@ def _info(context: Context) -> None:
 
 
 def _nodes(out: Output, nodes: tuple[NodeInfo, ...]) -> str:
-    from mcvirt.units import format_size
-
     lines = [
         (
             node.name,
             node.address or "",
             node.status,
             f"{node.cpu_count} x {_percent(node.cpu_percent)}",
-            f"{format_size(node.memory_used)} of {format_size(node.memory)}",
+            f"{about(node.memory_used)} of {about(node.memory)}",
             f"{node.vms_running} of {node.vms}",
             f"{node.accelerator} ({node.accelerator_reason})" if node.accelerator_reason else node.accelerator,
         )
@@ -119,7 +117,7 @@ def _vm(out: Output, info: VmInfo) -> str:
         ("CPU Cores", str(info.cpu_count)),
         ("Guest CPU Usage", _percent(usage.cpu_percent) if usage else unused),
         ("Memory Allocation", format_size(info.memory)),
-        ("Guest Memory Usage", format_size(usage.memory) if usage else unused),
+        ("Guest Memory Usage", about(usage.memory) if usage else unused),
         ("State", MISSING if info.missing else info.state.value),
         ("Auto-start", info.autostart.value),
         ("Node", info.node or UNREGISTERED),

@@ -74,7 +74,7 @@ def _cancel(context: Context) -> None:
     context.done(f"Task {task} was asked to stop, and undoes what it has begun", {"cancelled": task})
 
 
-ID = "tsk-0123456789abcdef01-0123456789abcdef012345"
+ID = "680c2852"
 
 COMMANDS = {
     "task": Group(
