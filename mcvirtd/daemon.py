@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import ipaddress
 import logging
 import signal
 import ssl
@@ -133,9 +134,14 @@ class Daemon:
             path.chmod(mode)
 
     def _renew_certificate(self) -> None:
-        identity = pki.ensure(self._settings.paths.state / pki.DIRECTORY, self._node)
+        identity = pki.ensure(self._settings.paths.state / pki.DIRECTORY, self._node, self._own_addresses())
         self._context = tls.server_context(identity)
         pki.publish_trust(identity, self._settings.paths.run / TRUST_FILE)
+
+    def _own_addresses(self) -> tuple[str, ...]:
+        # Where only this address is listened on, root on the node itself comes from there, too.
+        address = ipaddress.ip_address(self._settings.listen.address)
+        return () if address.is_unspecified or address.is_loopback else (str(address),)
 
     def _current_context(self) -> ssl.SSLContext:
         assert self._context is not None
@@ -267,6 +273,7 @@ class Daemon:
             throttle=LoginThrottle(),
             root_token=root_token,
             clock=time.time,
+            own_addresses=self._own_addresses(),
         )
         self._guard = Guard(
             node=self._node,
