@@ -465,7 +465,7 @@ def _fits(value: Any, type_: Any) -> bool:
     return True
 
 
-def _plausible(type_: Any) -> Any:
+def plausible(type_: Any) -> Any:
     """Some value of that type."""
     for value in ("abc", "YWJj", 1, [], {}, True, None):
         if _fits(value, type_):
@@ -482,7 +482,7 @@ def _plausible(type_: Any) -> Any:
 
 @pytest.mark.parametrize("operation", _operations(), ids=str)
 def test_arguments_of_a_wrong_type(network: Network, operation: Operation) -> None:
-    good = {p.name: _plausible(operation.hints[p.name]) for p in operation.parameters}
+    good = {p.name: plausible(operation.hints[p.name]) for p in operation.parameters}
     with network.wire() as wire:
         for name in good:
             wrong = [value for value in CANDIDATES if not _fits(value, operation.hints[name])]
@@ -539,7 +539,7 @@ def _harmless(operation: Operation, name: str, value: Any) -> bool:
 
 @pytest.mark.parametrize("operation", [each for each in _operations() if each.parameters], ids=str)
 def test_hostile_values_of_the_right_type(network: Network, operation: Operation) -> None:
-    good = {p.name: _plausible(operation.hints[p.name]) for p in operation.parameters}
+    good = {p.name: plausible(operation.hints[p.name]) for p in operation.parameters}
     with network.wire() as wire:
         for name in good:
             for bad in _spoilt(good[name], operation.hints[name]):
