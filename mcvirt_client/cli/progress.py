@@ -6,6 +6,7 @@ import os
 import sys
 from typing import TYPE_CHECKING
 
+from mcvirt.errors import Conflict
 from mcvirt.types.task import ENDED, TaskRef
 from mcvirt_client.cli.output import about, cells, clean, terminal_width
 from mcvirt_client.tasks import Detached
@@ -115,7 +116,10 @@ def choose_on_interrupt(client: Client, task: str, out: Output) -> None:
             answer = "d"
         if answer in ("c", "cancel"):
             out.say(f"Cancelling task {task}; what it has begun is undone.")
-            client.tasks.cancel(task)
+            try:
+                client.tasks.cancel(task)
+            except Conflict:
+                pass  # it ended while the question stood there; how, is what the waiting will say
             return
         if answer in ("w", "wait"):
             return

@@ -6,7 +6,7 @@ from datetime import UTC, datetime
 import msgspec
 import pytest
 
-from mcvirt.errors import DeadlinePassed, Failed, NoSpace, TaskCancelled
+from mcvirt.errors import Conflict, DeadlinePassed, Failed, NoSpace, TaskCancelled
 from mcvirt.types.task import StepInfo, TaskInfo, TaskNews, TaskState
 from mcvirt_client.cli.output import Output, cells
 from mcvirt_client.cli.progress import Bars, bar, choose_on_interrupt, describe
@@ -119,6 +119,13 @@ def test_ctrl_c_asks_at_a_terminal(monkeypatch, answer, cancelled, detached):
     else:
         choose_on_interrupt(client, "tsk-1", out)  # type: ignore[arg-type]
     assert bool(client.calls) == cancelled
+
+
+def test_a_task_that_ended_meanwhile_needs_no_cancelling(monkeypatch):
+    monkeypatch.setattr("sys.stdin", Terminal("c\n"))
+    client = Client(tasks__cancel=Conflict(text="Over already."))
+    choose_on_interrupt(client, "tsk-1", Output(stderr=Terminal()))  # type: ignore[arg-type]
+    assert client.calls == [("tasks.cancel", ("tsk-1",), {})]
 
 
 def test_ctrl_c_detaches_where_nobody_can_be_asked(monkeypatch):
