@@ -375,7 +375,8 @@ def test_what_others_do_with_virsh_is_seen(guest: Guest, host: LibvirtHost) -> N
     assert guest.becomes("stopped")
     host.virsh("undefine", guest.uuid)
     assert gone.wait(PATIENCE)
-    assert [condition for _, condition in seen if condition != "stopped"][-3:] == ["running", "paused", None]
+    told = [condition for _, condition in seen if condition in ("running", "paused", None)]
+    assert told[-3:] == ["running", "paused", None]  # a start may be seen as a pause, too
     stop()
 
 
