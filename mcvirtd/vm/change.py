@@ -55,6 +55,7 @@ class Changes:
             if target != plan.now:
                 self._align(tx, target)
             with tx.commit() as change:
+                checks.networks_stayed(change, target.vm)
                 # Only what was named: the machine may have been locked or unlocked meanwhile, which needs no lock.
                 change.edit(VmRecord, name, **_differences(plan.now.vm, target.vm))
                 for disk in new:

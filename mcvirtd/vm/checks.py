@@ -23,7 +23,7 @@ from mcvirt.units import KIB, MIB, format_size
 from mcvirtd.hypervisor import designer
 from mcvirtd.hypervisor.design import Bus
 from mcvirtd.state.records import NetworkRecord, NodeRecord, VmRecord
-from mcvirtd.state.store import Store
+from mcvirtd.state.store import Change, Store
 from mcvirtd.vm.design import UNUSABLE_GRAPHICS
 
 MOST_DISKS = 4
@@ -89,6 +89,13 @@ def network(store: Store, name: str, bridge_problem: Callable[[str], str]) -> No
     problem = bridge_problem(record.interface)
     if problem:
         raise Conflict(text=f"Network '{name}' can't be used on this node: {problem}")
+
+
+def networks_stayed(change: Change, vm: VmRecord) -> None:
+    """No network of the machine was deleted while it was worked on; to be asked in the change that stores it."""
+    for name in dict.fromkeys(vm.adapters.values()):
+        if change.get(NetworkRecord, name) is None:
+            raise Conflict(text=f"Network '{name}' was deleted meanwhile.")
 
 
 def nodes(store: Store, names: Sequence[str], local: str) -> None:

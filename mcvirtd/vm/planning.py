@@ -107,13 +107,25 @@ class ChangePlanner:
             vm = replace(vm, autodeflate=change.autodeflate)
         if change.iso is not None:
             vm = replace(vm, iso=change.iso or None, boot_iso=vm.boot_iso and bool(change.iso))
-            with reasons.gather():
-                self._designs.iso_path(vm)
+        with reasons.gather():
+            self._check_image(vm, there=change.iso is None)
         with reasons.gather():
             vm = replace(vm, flags=_flags(vm, change))
         with reasons.gather():
             vm = replace(vm, delete_protection=_protection(vm, change))
         return vm
+
+    def _check_image(self, vm: VmRecord, *, there: bool) -> None:
+        try:
+            self._designs.iso_path(vm)
+        except NotFound:
+            if not there:
+                raise
+            # Somebody has deleted the file itself. Without it the domain can't be defined anew.
+            raise Conflict(
+                text=f"ISO image '{vm.iso}', which is in the drive of virtual machine '{vm.name}', is gone. "
+                f"`mcvirt update {vm.name} --iso` empties the drive."
+            ) from None
 
     def _plan_adapters(self, vm: VmRecord, change: VmChange, reasons: checks.Reasons) -> VmRecord:
         adapters = dict(vm.adapters)
