@@ -55,6 +55,7 @@ class Remote(msgspec.Struct, frozen=True, kw_only=True):
 
     needs: Permission | Access
     on: Target = None
+    instead: Permission | None = None
     also: Mapping[str, Permission] = {}
     runs_at: Place = None
     task: bool = False
@@ -65,6 +66,7 @@ def remote(
     *,
     needs: Permission | Access,
     on: Target = None,
+    instead: Permission | None = None,
     also: Mapping[str, Permission] | None = None,
     runs_at: Place = None,
     task: bool = False,
@@ -72,12 +74,13 @@ def remote(
 ) -> Callable[[F], F]:
     """Mark a stub as an operation.
 
-    *needs* is required of the caller, for the target *on* where there is one. *also* names further permissions, each
+    *needs* is required of the caller, for the target *on* where there is one; where a virtual machine is the target,
+    *instead* is enough as well. *also* names further permissions, each
     needed only when that argument (or "argument.field") is given and neither false nor empty. *runs_at* says which
     node does it. *task* makes it a task: followed, cancelled, journalled. *reads* says that it changes nothing, and so
     leaves no line in the audit trail unless it is refused.
     """
-    mark = Remote(needs=needs, on=on, also=also or {}, runs_at=runs_at, task=task, reads=reads)
+    mark = Remote(needs=needs, on=on, instead=instead, also=also or {}, runs_at=runs_at, task=task, reads=reads)
 
     def set_mark(stub: F) -> F:
         setattr(stub, MARK, mark)

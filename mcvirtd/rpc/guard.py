@@ -176,7 +176,9 @@ class Guard:
         elif isinstance(on, VmOfDisk):
             vm = self._vm_of_disk(arguments[on.argument])
         needs = published.remote.needs
-        if not isinstance(needs, Access):
+        instead = published.remote.instead
+        enough = instead is not None and vm is not None and self._rights.allowed(caller, instead, vm)
+        if not isinstance(needs, Access) and not enough:
             self._rights.require(caller, needs, vm)
         for path, permission in published.also:
             value: Any = arguments[path[0]]
