@@ -28,8 +28,19 @@ class Audit:
         self._node = node
         self._keep = keep_days * 86400.0
 
-    def record(self, caller: Caller, operation: str, target: str, error: McvirtError | None, reference: str) -> None:
-        """Write down how *operation* on *target* ended. That it can't be written is logged, and no error."""
+    def record(
+        self,
+        caller: Caller,
+        operation: str,
+        target: str,
+        error: McvirtError | None,
+        reference: str,
+        others: str = "",
+    ) -> None:
+        """Write down how *operation* on *target* ended, and which *others* it named.
+
+        That it can't be written is logged, and no error.
+        """
         now = time.time()
         entry = AuditEntry(
             id=0,
@@ -40,7 +51,7 @@ class Audit:
             operation=operation,
             target=_line(target)[:200],
             result="ok" if error is None else type(error).__name__,
-            detail="" if error is None else _line(str(error))[:500],
+            detail=_line(": ".join(part for part in (others, "" if error is None else str(error)) if part))[:500],
             reference=reference,
         )
         log.info(

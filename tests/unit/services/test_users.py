@@ -154,6 +154,9 @@ def test_an_owner_gives_and_takes_what_owners_have_on_that_machine_alone(world: 
         with pytest.raises(NotPermitted):
             world.call("owner", "user.add_permissions", **refused)
     assert world.rights.of("bob", "web2") == world.rights.of("bob") == frozenset()
+    details = [entry.detail for entry in world.audit.entries(10, "owner", "web1")]
+    assert details[0] == "user bob, permissions CHANGE_VM_POWER_STATE"
+    assert details[1].startswith("user bob, permissions MODIFY_VM: User 'owner' does not have")
     world.call("owner", "user.remove_permissions", **asked, vm="web1")
     assert stored(world, "bob").vm_permissions == {}
 
