@@ -35,6 +35,7 @@ class Audit:
         target: str,
         error: McvirtError | None,
         reference: str,
+        *,
         others: str = "",
     ) -> None:
         """Write down how *operation* on *target* ended, and which *others* it named.

@@ -168,11 +168,11 @@ class Guard:
                 value = published.method(**arguments)
             reply = Reply(ok=msgspec.Raw(_encode(value)))
         except McvirtError as error:
-            return self._refuse(published, caller, target, others, error, reference)
+            return self._refuse(published, caller, target, error, reference, others=others)
         except Exception:
             return self._hide(published, caller, target, others, reference or secrets.token_hex(4))
         if not published.remote.reads:
-            self._audit.record(caller, published.label, target, None, reference, others)
+            self._audit.record(caller, published.label, target, None, reference, others=others)
         return reply
 
     def _identify(self, published: Published, caller: Caller) -> None:
@@ -210,26 +210,26 @@ class Guard:
                 return _encode(published.method(**arguments))
 
         def ended(task: Task, error: McvirtError | None) -> None:
-            self._audit.record(caller, published.label, target, error, task.id, others)
+            self._audit.record(caller, published.label, target, error, task.id, others=others)
 
         task = self._tasks.start(published.label, target, caller.user, work, ended)
         return Reply(task=task.id)
 
     def _refuse(
-        self, published: Published, caller: Caller, target: str, others: str, error: McvirtError, reference: str
+        self, published: Published, caller: Caller, target: str, error: McvirtError, reference: str, *, others: str
     ) -> Reply:
         denied = isinstance(error, NotPermitted | NotAuthenticated)
         # Slowed down, nothing was tried; and whoever is slowed down could fill the trail with it.
         slowed = isinstance(error, LoginSlowedDown | LoginsBusy)
         if not slowed and (denied or (not published.remote.reads and reference)):
-            self._audit.record(caller, published.label, target, error, reference, others)
+            self._audit.record(caller, published.label, target, error, reference, others=others)
         return _answer(error)
 
     def _hide(self, published: Published, caller: Caller, target: str, others: str, reference: str) -> Reply:
         log.exception("%s %s by %s failed [%s]", published.label, target, caller.user, reference)
         error = InternalError(node=self._node, reference=reference)
         if not published.remote.reads:
-            self._audit.record(caller, published.label, target, error, reference, others)
+            self._audit.record(caller, published.label, target, error, reference, others=others)
         return _answer(error)
 
 
