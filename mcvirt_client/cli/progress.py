@@ -1,4 +1,4 @@
-"""Tasks as people see them: a bar on a terminal, a line a step otherwise, and what Ctrl-C means."""
+"""Tasks as people see them: a bar on a terminal, nothing elsewhere, and what Ctrl-C means."""
 
 from __future__ import annotations
 
@@ -25,16 +25,11 @@ class Bars:
     def __init__(self, out: Output) -> None:
         self._out = out
         self._terminal = out.stderr.isatty()
-        self._told: dict[str, int] = {}
         self._shown = False
 
     def __call__(self, info: TaskInfo) -> None:
-        if self._terminal:
-            self._draw(info)
-        else:
-            self._tell(info)
-
-    def _draw(self, info: TaskInfo) -> None:
+        if not self._terminal:
+            return
         write = self._out.stderr.write
         if self._shown:
             write("\r\x1b[K")
@@ -47,19 +42,9 @@ class Bars:
                 self._shown = True
         self._out.stderr.flush()
 
-    def _tell(self, info: TaskInfo) -> None:
-        told = self._told.get(info.id, 0)
-        finished = [step for step in info.steps if step.finished]
-        for step in finished[told:]:
-            self._out.stderr.write(clean(f"{step.name} ... done") + "\n")
-        self._told[info.id] = max(told, len(finished))
-        self._out.stderr.flush()
-
     def amount(self, what: str, done: int, total: int) -> None:
         """Show work that is no task: *done* of *total* bytes."""
         if not self._terminal:
-            if done >= total:
-                self._out.stderr.write(clean(f"{what} ... done") + "\n")
             return
         if done >= total:
             self._out.stderr.write("\r\x1b[K")

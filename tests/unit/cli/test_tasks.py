@@ -140,14 +140,15 @@ def steps(*finished: bool) -> tuple[StepInfo, ...]:
     return tuple(StepInfo(name=f"Step {n}", finished=done) for n, done in enumerate(finished))
 
 
-def test_without_a_terminal_each_finished_step_is_a_line_once():
+def test_without_a_terminal_there_is_no_progress():
     err = io.StringIO()
     show = Bars(Output(stderr=err))
     show(news(1, steps=steps(False)).info)
     show(news(2, steps=steps(True, False)).info)
     show(news(3, steps=steps(True, True)).info)
     show(news(4, TaskState.DONE, steps=steps(True, True)).info)
-    assert err.getvalue() == "Step 0 ... done\nStep 1 ... done\n"
+    show.amount("Sending", 10, 10)
+    assert err.getvalue() == ""
 
 
 def test_on_a_terminal_the_bar_fits_and_is_gone_at_the_end(monkeypatch):
