@@ -109,8 +109,9 @@ def _percent(value: float | None) -> str:
 def _vm(out: Output, info: VmInfo) -> str:
     from mcvirt.units import format_size
 
-    running = info.state.value in ("RUNNING", "PAUSED")
-    unused = "Unknown" if running else "Not running"
+    # Registered, and libvirt has not lost it: then an unknown state says nothing about the guest.
+    stopped = info.state.value == "STOPPED" or info.node is None or info.missing
+    unused = "Not running" if stopped else "Unknown"
     usage = info.usage
     rows = [
         ("Name", info.name),

@@ -218,6 +218,33 @@ def test_words_become_one_call(line, label, args):
     assert client.calls == [(label, args, {})]
 
 
+def test_clear_method_lock_cancels_what_runs_and_nothing_else(capsys):
+    replace = msgspec.structs.replace
+    running = replace(TASK, id="tsk-1", state=TaskState.RUNNING)
+    client = Client(tasks__list=(running, replace(running, id="tsk-2", state=TaskState.STUCK)))
+    assert run_with(client, "clear-method-lock") == 0
+    assert client.calls == [("tasks.list", (False,), {}), ("tasks.cancel", ("tsk-1",), {})]
+    assert "Running task cancelled: tsk-1\n" in capsys.readouterr().err
+    assert run_with(Client(tasks__list=()), "clear-method-lock") == 0
+    assert capsys.readouterr().err == "No running tasks\n"
+
+
+@pytest.mark.parametrize(
+    ("how", "said"),
+    [
+        ({"state": PowerState.STOPPED}, "Not running"),
+        ({"state": PowerState.RUNNING}, "Unknown"),
+        ({"state": PowerState.UNKNOWN}, "Unknown"),
+        ({"state": PowerState.UNKNOWN, "missing": True}, "Not running"),
+        ({"state": PowerState.UNKNOWN, "node": None}, "Not running"),
+    ],
+)
+def test_usage_of_a_guest_that_nothing_is_known_of(how, said, capsys):
+    assert run_with(Client(vms__info=msgspec.structs.replace(INFO, **how)), "info web1") == 0
+    rows = dict(line.split("  ", 1) for line in capsys.readouterr().out.splitlines() if line.startswith("Guest "))
+    assert {value.strip() for value in rows.values()} == {said}
+
+
 def test_update_changes_what_is_named_and_nothing_else():
     client = Client(vms__update=INFO, vms__info=INFO)
     assert run_with(client, "update web1 --memory 2GiB") == 0
