@@ -9,10 +9,10 @@ from mcvirt.api.storage import HardDriveApi
 from mcvirt.errors import BackendUnavailable, Conflict, DiskInUse, VmNotFound
 from mcvirt.types.storage import DiskInfo
 from mcvirt.types.vm import DiskDriver, DiskSpec
+from mcvirtd.reasons import Reasons
 from mcvirtd.state.records import BackendRecord, DiskRecord, VmRecord
 from mcvirtd.state.store import Store
 from mcvirtd.storage.disks import Disks
-from mcvirtd.storage.reasons import Reasons
 from mcvirtd.tasks.locks import Locks
 from mcvirtd.tasks.task import step
 from mcvirtd.tasks.transaction import Journal, Transaction

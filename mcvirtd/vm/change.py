@@ -15,6 +15,7 @@ from mcvirt.errors import Conflict, DiskInUse, NotFound
 from mcvirt.types.vm import VmChange
 from mcvirt.units import format_size
 from mcvirtd.hypervisor import designer
+from mcvirtd.reasons import Reasons
 from mcvirtd.state.records import DiskRecord, VmRecord
 from mcvirtd.state.store import Change
 from mcvirtd.tasks.task import step
@@ -140,7 +141,7 @@ class Changes:
     def check_attach(self, name: str, disk: DiskRecord | None = None) -> None:
         """Raise all that stands against one more disk, or against that one."""
         machine = self._domains.machine(name)
-        reasons = checks.Reasons()
+        reasons = Reasons()
         with reasons.gather():
             checks.unlocked(machine.vm)
         with reasons.gather():
@@ -172,7 +173,7 @@ class Changes:
         if disk is None or disk.vm is None:
             raise Conflict(text=f"Hard drive {disk_id} is attached to no virtual machine.")
         machine = self._domains.machine(disk.vm)
-        reasons = checks.Reasons()
+        reasons = Reasons()
         with reasons.gather():
             checks.unlocked(machine.vm)
         with reasons.gather():

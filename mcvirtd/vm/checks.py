@@ -1,17 +1,14 @@
-"""What is asked before anything is changed. Each check returns the refusals it finds, so that all are told at once."""
+"""What is asked before anything is changed. Each check raises its refusal; `Reasons` gathers them, to tell all at once."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Sequence
 from typing import cast
 
 from mcvirt.errors import (
     BadArgument,
     Conflict,
     NotFound,
-    Refused,
-    SeveralReasons,
     TooManyDisks,
     VmLocked,
     VmNotRegistered,
@@ -30,30 +27,6 @@ MOST_DISKS = 4
 MOST_CPUS = 255
 MOST_ADAPTERS = 16
 LEAST_MEMORY = 4 * MIB
-
-
-class Reasons:
-    """Gathers refusals; `raise_all` raises what was gathered as one error."""
-
-    def __init__(self) -> None:
-        self._found: list[Refused] = []
-
-    def add(self, error: Refused) -> None:
-        """One more reason."""
-        self._found.append(error)
-
-    @contextmanager
-    def gather(self) -> Iterator[None]:
-        """A refusal that the block raises is gathered; the lines after it in the block do not run."""
-        try:
-            yield
-        except Refused as error:
-            self._found.append(error)
-
-    def raise_all(self) -> None:
-        """Raise what was gathered, if anything was."""
-        if self._found:
-            raise SeveralReasons.of(self._found)
 
 
 def memory(size: int, of_node: int) -> None:

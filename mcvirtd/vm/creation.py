@@ -18,6 +18,7 @@ from mcvirt import names
 from mcvirt.errors import AlreadyExists, Conflict, McvirtError, TaskCancelled, VmIncomplete
 from mcvirt.types.vm import DiskDriver, DiskSpec, GraphicsDriver, Machine, VmSpec
 from mcvirt.units import format_size
+from mcvirtd.reasons import Reasons
 from mcvirtd.state.records import VmRecord
 from mcvirtd.state.store import Store
 from mcvirtd.storage.disks import DiskPlan
@@ -53,7 +54,7 @@ class Creation:
     def plan(self, spec: VmSpec) -> Plan:
         """Check *spec*; raises all refusals together, and changes nothing."""
         self._domains.require_libvirt()
-        reasons = checks.Reasons()
+        reasons = Reasons()
         with reasons.gather():
             names.vm_name(spec.name)
             self._is_new(spec.name)

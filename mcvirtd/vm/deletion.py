@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from mcvirt.errors import Conflict, VmProtected, VmRunning
+from mcvirtd.reasons import Reasons
 from mcvirtd.state.records import DiskRecord, VmRecord
 from mcvirtd.state.store import Change
 from mcvirtd.tasks.task import step
@@ -35,7 +36,7 @@ class Deletion:
     def check(self, name: str, *, keep_disks: bool) -> VmRecord:
         """Raise all that stands against deleting the machine."""
         vm = self._domains.machine(name).vm
-        reasons = checks.Reasons()
+        reasons = Reasons()
         with reasons.gather():
             if vm.node is not None and self._domains.is_active(vm):
                 raise VmRunning(name=name)

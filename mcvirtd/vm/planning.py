@@ -10,6 +10,7 @@ from mcvirt.errors import BadArgument, Conflict, NotFound, Refused
 from mcvirt.types.vm import Flag, VmChange
 from mcvirt.units import SECTOR
 from mcvirtd.hypervisor import designer
+from mcvirtd.reasons import Reasons
 from mcvirtd.state.records import DiskRecord, VmRecord
 from mcvirtd.storage.disks import DiskPlan
 from mcvirtd.vm import checks
@@ -50,7 +51,7 @@ class ChangePlanner:
         if vm.node is not None:
             checks.registered_here(vm, self._node)
             self._domains.require_libvirt()
-        reasons = checks.Reasons()
+        reasons = Reasons()
         with reasons.gather():
             checks.unlocked(vm)
         vm = self._plan_values(vm, change, reasons)
@@ -84,7 +85,7 @@ class ChangePlanner:
             taken.append(slot)
             checks.places(machine.vm.machine, [(slot, plan.driver)])
 
-    def _plan_values(self, vm: VmRecord, change: VmChange, reasons: checks.Reasons) -> VmRecord:
+    def _plan_values(self, vm: VmRecord, change: VmChange, reasons: Reasons) -> VmRecord:
         replace = msgspec.structs.replace
         if change.memory is not None:
             with reasons.gather():
@@ -127,7 +128,7 @@ class ChangePlanner:
                 f"`mcvirt update {vm.name} --iso` empties the drive."
             ) from None
 
-    def _plan_adapters(self, vm: VmRecord, change: VmChange, reasons: checks.Reasons) -> VmRecord:
+    def _plan_adapters(self, vm: VmRecord, change: VmChange, reasons: Reasons) -> VmRecord:
         adapters = dict(vm.adapters)
         moved = set()
         for mac, network in change.change_networks.items():
@@ -150,7 +151,7 @@ class ChangePlanner:
             adapters[new_mac(self._store)] = network
         return msgspec.structs.replace(vm, adapters=adapters)
 
-    def _plan_delete(self, machine: Machine, change: VmChange, reasons: checks.Reasons) -> DiskRecord | None:
+    def _plan_delete(self, machine: Machine, change: VmChange, reasons: Reasons) -> DiskRecord | None:
         if change.delete_disk is None:
             return None
         disk = machine.disk(change.delete_disk)
@@ -162,7 +163,7 @@ class ChangePlanner:
             self._disks.check_delete(disk)
         return disk
 
-    def _plan_grow(self, machine: Machine, change: VmChange, reasons: checks.Reasons) -> tuple[DiskRecord | None, int]:
+    def _plan_grow(self, machine: Machine, change: VmChange, reasons: Reasons) -> tuple[DiskRecord | None, int]:
         if change.grow_disk is None and change.grow_by is None:
             return None, 0
         if change.grow_disk is None or change.grow_by is None:

@@ -18,6 +18,7 @@ from mcvirt.errors import (
     VmStopped,
 )
 from mcvirtd.hypervisor.states import DomainState
+from mcvirtd.reasons import Reasons
 from mcvirtd.state.records import VmRecord
 from mcvirtd.tasks.task import current_task, step
 from mcvirtd.vm import checks
@@ -64,7 +65,7 @@ class Power:
 
     def _check_start(self, machine: Machine) -> None:
         vm = machine.vm
-        reasons = checks.Reasons()
+        reasons = Reasons()
         with reasons.gather():
             checks.registered_here(vm, self._node)
             if self._domains.is_active(vm):
@@ -76,7 +77,7 @@ class Power:
             self._designs.iso_path(vm)
         reasons.raise_all()
 
-    def check_parts(self, machine: Machine, reasons: checks.Reasons) -> None:
+    def check_parts(self, machine: Machine, reasons: Reasons) -> None:
         """All that the machine stands on is there on this node."""
         for disk in machine.disks:
             problem = self._disks.available(disk)
@@ -133,7 +134,7 @@ class Power:
         machine = self._domains.machine(name)
         vm = machine.vm
         self._domains.require_libvirt()
-        reasons = checks.Reasons()
+        reasons = Reasons()
         if vm.node is not None and not self._domains.is_missing(vm):
             reasons.add(VmRegistered(name=name, node=vm.node))
         with reasons.gather():
@@ -148,7 +149,7 @@ class Power:
     def unregister(self, name: str) -> None:
         """Take the stopped machine out of libvirt."""
         vm = self._domains.machine(name).vm
-        reasons = checks.Reasons()
+        reasons = Reasons()
         if vm.node is None:
             reasons.add(VmNotRegistered(name=name))
         with reasons.gather():
