@@ -118,7 +118,11 @@ class NotFound(Refused):
 
 
 class AlreadyExists(Refused):
-    """There is already a {kind} called '{name}'. Choose another name, or delete that one first."""
+    """There is already {a} {kind} called '{name}'. Choose another name, or delete that one first."""
+
+    def __init__(self, **fields: object) -> None:
+        vowel = str(fields.get("kind", "")).startswith(tuple("AEIOaeio"))
+        super().__init__(**{"a": "an" if vowel else "a", **fields})
 
 
 class Conflict(Refused):

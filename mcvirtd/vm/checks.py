@@ -1,4 +1,4 @@
-"""What is asked before anything is changed. Each check raises its refusal; `Reasons` gathers them, to tell all at once."""
+"""What is asked before anything is changed. Each check raises its refusal; Reasons tells all of them at once."""
 
 from __future__ import annotations
 
