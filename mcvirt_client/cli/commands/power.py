@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from mcvirt.errors import EXIT_REFUSED, Failed, Refused
 from mcvirt_client.cli.parser import Command, Parser
 from mcvirt_client.tasks import Detached
 
@@ -51,8 +52,11 @@ def _each(context: Context, operation: str, action: str, success: str, failure: 
                 if not context.out.json:
                     context.out.stdout.write(f"{detached.ref.task}\n")
                 continue
-            except Exception:
+            except Exception as error:
                 context.out.warn(f"Error while {failure} VM {name}")
+                if (done or tasks) and isinstance(error, Refused) and error.exit_code == EXIT_REFUSED:
+                    # This one was refused, but not nothing was changed, as the status for that would say.
+                    raise Failed(text=str(error)) from error
                 raise
             done.append(name)
             if not context.out.json:

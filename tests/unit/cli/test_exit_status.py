@@ -72,7 +72,7 @@ def test_start_goes_in_order_and_the_first_failure_ends_it(capsys):
             raise errors.VmLocked(name="b")
 
     client = Client(vms__start=start)
-    assert run_with(client, "start a b c") == 3
+    assert run_with(client, "start a b c") == 1  # not 3: something was changed
     assert [args for _, args, _ in client.calls] == [("a",), ("b",)]
     out, err = capsys.readouterr()
     assert out == ""
@@ -80,12 +80,19 @@ def test_start_goes_in_order_and_the_first_failure_ends_it(capsys):
     assert "locked" in err
 
 
+def test_refused_at_the_first_means_that_nothing_was_changed(capsys):
+    def start(name, iso=None):
+        raise errors.VmLocked(name=name)
+
+    assert run_with(Client(vms__start=start), "start a b") == 3
+
+
 def test_start_with_json_says_what_was_done(capsys):
     def start(name, iso=None):
         if name == "b":
             raise errors.VmLocked(name="b")
 
-    assert run_with(Client(vms__start=start), "--json start a b c") == 3
+    assert run_with(Client(vms__start=start), "--json start a b c") == 1
     assert json.loads(capsys.readouterr().out) == {"operation": "start", "done": ["a"], "tasks": {}}
 
 
