@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from mcvirt_client.cli.parser import Command, Parser
-from mcvirt_client.cli.report import UsageError
+from mcvirt_client.cli.report import UsageError, after_changes
 
 if TYPE_CHECKING:
     from mcvirt_client.cli.context import Context
@@ -51,7 +51,12 @@ def _permission(context: Context) -> None:
         raise UsageError("Superusers are superusers everywhere: use --global.", EXPLAINED)
     done = []
     for verb, role, users in changes:
-        _change(context, verb, role, users)
+        try:
+            _change(context, verb, role, users)
+        except Exception as error:
+            if done:
+                raise after_changes(error) from None
+            raise
         done.append({"change": verb, "role": role, "users": users, "vm": args.vm_name})
     context.done("", done)
 

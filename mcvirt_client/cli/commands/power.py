@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from mcvirt.errors import EXIT_REFUSED, Failed, Refused
 from mcvirt_client.cli.parser import Command, Parser
+from mcvirt_client.cli.report import after_changes
 from mcvirt_client.tasks import Detached
 
 if TYPE_CHECKING:
@@ -54,9 +54,8 @@ def _each(context: Context, operation: str, action: str, success: str, failure: 
                 continue
             except Exception as error:
                 context.out.warn(f"Error while {failure} VM {name}")
-                if (done or tasks) and isinstance(error, Refused) and error.exit_code == EXIT_REFUSED:
-                    # This one was refused, but not nothing was changed, as the status for that would say.
-                    raise Failed(text=str(error)) from error
+                if done or tasks:
+                    raise after_changes(error) from None
                 raise
             done.append(name)
             if not context.out.json:

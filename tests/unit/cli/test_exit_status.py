@@ -80,6 +80,16 @@ def test_start_goes_in_order_and_the_first_failure_ends_it(capsys):
     assert "locked" in err
 
 
+def test_two_changes_of_rights_of_which_the_second_is_refused(capsys):
+    def remove_users(name, users, vm=None):
+        raise errors.Conflict(text="They are not in it.")
+
+    client = Client(groups__remove_users=remove_users)
+    assert run_with(client, "permission web1 --add-user a --delete-owner a") == 1
+    assert run_with(client, "permission web1 --delete-owner a") == 3
+    assert "They are not in it" in capsys.readouterr().err
+
+
 def test_refused_at_the_first_means_that_nothing_was_changed(capsys):
     def start(name, iso=None):
         raise errors.VmLocked(name=name)
