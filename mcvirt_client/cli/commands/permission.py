@@ -49,7 +49,7 @@ def _permission(context: Context) -> None:
         raise UsageError("Say whom to add or delete.", EXPLAINED)
     if args.vm_name is not None and any(role == "superuser" for _, role, _ in changes):
         raise UsageError("Superusers are superusers everywhere: use --global.", EXPLAINED)
-    done = []
+    done: list[dict[str, object]] = []
     for verb, role, users in changes:
         try:
             _change(context, verb, role, users)
