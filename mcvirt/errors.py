@@ -186,6 +186,11 @@ class VmAlreadyRunning(Conflict):
     """Virtual machine '{name}' is running already."""
 
 
+class VmPaused(Conflict):
+    """Virtual machine '{name}' is paused: somebody did that with libvirt, or its storage was full. `virsh resume {name}`
+    on its node lets it go on; `mcvirt stop {name}` turns it off."""
+
+
 class UnsuitableNode(Conflict):
     """Virtual machine '{name}' can't run on node '{node}': the nodes that may have it are {nodes}."""
 

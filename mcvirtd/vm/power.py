@@ -13,10 +13,12 @@ from mcvirt.errors import (
     UnsuitableNode,
     VmAlreadyRunning,
     VmNotRegistered,
+    VmPaused,
     VmRegistered,
     VmRunning,
     VmStopped,
 )
+from mcvirt.types.vm import PowerState
 from mcvirtd.hypervisor.states import DomainState
 from mcvirtd.reasons import Reasons
 from mcvirtd.state.records import VmRecord
@@ -69,7 +71,8 @@ class Power:
         with reasons.gather():
             checks.registered_here(vm, self._node)
             if self._domains.is_active(vm):
-                raise VmAlreadyRunning(name=vm.name)
+                paused = self._domains.power_state(vm) is PowerState.PAUSED
+                raise (VmPaused if paused else VmAlreadyRunning)(name=vm.name)
         with reasons.gather():
             checks.unlocked(vm)
         self.check_parts(machine, reasons)
