@@ -187,8 +187,8 @@ class VmAlreadyRunning(Conflict):
 
 
 class VmPaused(Conflict):
-    """Virtual machine '{name}' is paused: somebody did that with libvirt, or its storage was full. `virsh resume {name}`
-    on its node lets it go on; `mcvirt stop {name}` turns it off."""
+    """Virtual machine '{name}' is paused: somebody did that with libvirt, or its storage was full.
+    `virsh resume {name}` on its node lets it go on; `mcvirt stop {name}` turns it off."""
 
 
 class UnsuitableNode(Conflict):
