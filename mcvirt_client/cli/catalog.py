@@ -37,6 +37,7 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
     "audit": ("audit", ACCOUNTS, "Who did what: list"),
     "node": ("node", NODES, "Show and change the settings of the nodes"),
     "task": ("task", NODES, "Long work: list, watch, cancel"),
+    "clear-method-lock": ("task", NODES, "Cancel the tasks that are running"),
     "login": ("session", SESSIONS, "Log in and keep the session for later commands"),
     "logout": ("session", SESSIONS, "End the session that is kept"),
     "whoami": ("session", SESSIONS, "Show who you are to mcvirt, and what you may do everywhere"),

@@ -22,7 +22,7 @@ storage list, storage create, storage add, storage delete, storage add-node, sto
 user list, user create, user delete, user change-password, user add-permission, user remove-permission,
 group list, group create, group delete, group add-permission, group remove-permission, group add-user,
 group remove-user, permission, node, task list, task watch, task cancel, session list, session revoke,
-login, logout, whoami, audit list, exit
+login, logout, whoami, audit list, clear-method-lock, exit
 """
 
 
