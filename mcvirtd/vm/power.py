@@ -62,6 +62,8 @@ class Power:
                 started = self._hypervisor.start(machine.vm.uuid)
                 if not started:
                     raise VmAlreadyRunning(name=name)
+            # A deletion that a crash interrupted, and that was not finished yet: who starts the machine does not want it.
+            self._journal.withdraw("vm.finish_delete", name=name)
             if wanted.vm == machine.vm:
                 # Nothing to tell the other nodes: a start must not depend on any of them.
                 tx.keep()
