@@ -53,6 +53,8 @@ def _target(operation: Operation) -> str:
 def _needs(operation: Operation) -> str:
     remote = operation.remote
     first = ACCESS[remote.needs] if isinstance(remote.needs, Access) else f"`{remote.needs.value}`"
+    if remote.instead is not None:
+        first += f", or `{remote.instead.value}` on the machine"
     more = [f"`{permission.value}` for `{path}`" for path, permission in remote.also.items()]
     return "; ".join([first, *more])
 
@@ -62,6 +64,8 @@ def _used_by(permission: Permission) -> str:
     for operation in _all_operations():
         if operation.remote.needs is permission:
             found.append(f"`{operation}`")
+        elif operation.remote.instead is permission:
+            found.append(f"`{operation}` on one machine")
         else:
             paths = [path for path, needed in operation.remote.also.items() if needed is permission]
             found += [f"`{operation}` with `{path}`" for path in paths]

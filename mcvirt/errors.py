@@ -118,7 +118,11 @@ class NotFound(Refused):
 
 
 class AlreadyExists(Refused):
-    """There is already a {kind} called '{name}'. Choose another name, or delete that one first."""
+    """There is already {a} {kind} called '{name}'. Choose another name, or delete that one first."""
+
+    def __init__(self, **fields: object) -> None:
+        vowel = str(fields.get("kind", "")).startswith(tuple("AEIOaeio"))
+        super().__init__(**{"a": "an" if vowel else "a", **fields})
 
 
 class Conflict(Refused):
@@ -180,6 +184,11 @@ class VmRunning(Conflict):
 
 class VmAlreadyRunning(Conflict):
     """Virtual machine '{name}' is running already."""
+
+
+class VmPaused(Conflict):
+    """Virtual machine '{name}' is paused: somebody did that with libvirt, or its storage was full.
+    `virsh resume {name}` on its node lets it go on; `mcvirt stop {name}` turns it off."""
 
 
 class UnsuitableNode(Conflict):

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import ipaddress
 import logging
 import signal
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any, cast
 
 import msgspec
@@ -16,7 +17,7 @@ from mcvirt import api
 from mcvirt.api.membership import JoinApi, MembershipApi
 from mcvirt.api.peer import PeerApi
 from mcvirt.api.vm import VmApi
-from mcvirt.errors import McvirtError, NodeUnreachable, from_wire
+from mcvirt.errors import McvirtError, from_wire
 from mcvirt.rpc import transport
 from mcvirt.rpc.codec import Reply
 from mcvirt.rpc.contract import operations
@@ -50,15 +51,15 @@ from mcvirtd.rpc.guard import Guard, Published
 from mcvirtd.rpc.publish import publish
 from mcvirtd.rpc.server import Limits, Server
 from mcvirtd.settings import Settings
-from mcvirtd.state.records import BackendRecord, DiskRecord, VmRecord
+from mcvirtd.state.records import DiskRecord, VmRecord
 from mcvirtd.state.replication import Replicator
 from mcvirtd.state.store import Store
-from mcvirtd.storage.backends import BackendsOnNode, LocalBackends
 from mcvirtd.storage.disks import Disks
 from mcvirtd.storage.fetching import Fetcher
 from mcvirtd.storage.hard_drives import HardDriveService
 from mcvirtd.storage.iso_service import IsoService
 from mcvirtd.storage.isos import IsoLibrary
+from mcvirtd.storage.nodes import backends_by_node
 from mcvirtd.storage.service import StorageService
 from mcvirtd.storage.uploads import Uploads
 from mcvirtd.tasks.engine import Tasks
@@ -121,11 +122,11 @@ class Daemon:
             server.requestLoop(self._goes_on)
             systemd.stopping()
             log.info("stopping")
-            self._replicator.stop()
-            self._presence.stop()
             self._autostart.stop()
             self._maintenance.stop()
-            self._tasks.close()
+            self._tasks.close()  # they may need the other nodes to undo what they began
+            self._replicator.stop()
+            self._presence.stop()
             self._uploads.close()
             self._consoles.close_idle(every=True)
             self._sessions.flush()
@@ -140,6 +141,11 @@ class Daemon:
         for path, mode in ((paths.state, 0o711), (paths.run, 0o755), (paths.state / "console", 0o700)):
             path.mkdir(mode=mode, parents=True, exist_ok=True)
             path.chmod(mode)
+
+    def _own_addresses(self) -> tuple[str, ...]:
+        # Where only this address is listened on, root on the node itself comes from there, too.
+        address = ipaddress.ip_address(self._settings.listen.address)
+        return () if address.is_unspecified or address.is_loopback else (str(address),)
 
     def _hypervisor(self) -> HypervisorVerbs:
         if self._simulate:
@@ -161,7 +167,8 @@ class Daemon:
     def _build(self, store: Store, hypervisor: HypervisorVerbs) -> None:
         node, settings = self._node, self._settings
         self._libvirt = hypervisor
-        self._keys = Keys(settings.paths.state, node, store, settings.paths.run / TRUST_FILE)
+        trust = settings.paths.run / TRUST_FILE
+        self._keys = Keys(settings.paths.state, node, store, trust, listens=self._own_addresses())
         presence = self._presence = Presence(
             store=store,
             node=node,
@@ -182,7 +189,7 @@ class Daemon:
             idle_timeout=settings.session.idle_timeout,
             absolute_timeout=settings.session.absolute_timeout,
         )
-        backends = self._backends()
+        backends = backends_by_node(node, settings.paths.state, simulate=self._simulate)
         self._disks = Disks(
             store=store,
             journal=journal,
@@ -195,11 +202,14 @@ class Daemon:
         self._isos.prepare()
         self._uploads = Uploads(self._isos, clock=time.monotonic)
         designs = Designer(store, self._disks, self._isos, self._accelerator, str(settings.paths.state / "console"))
-        domains = Domains(store, hypervisor, designs, journal, node)
+        domains = Domains(
+            store=store, hypervisor=hypervisor, designs=designs, journal=journal, locks=self._locks, node=node
+        )
         ground = Ground(
             node=node,
             store=store,
             journal=journal,
+            locks=self._locks,
             hypervisor=hypervisor,
             domains=domains,
             designs=designs,
@@ -260,27 +270,6 @@ class Daemon:
             ]
         )
 
-    def _backends(self) -> Callable[[str], BackendsOnNode]:
-        state = self._settings.paths.state
-        if self._simulate:
-            from mcvirtd.storage.simulated_volumes import SimulatedVolumes
-
-            made: dict[str, SimulatedVolumes] = {}
-
-            def simulated(backend: BackendRecord, location: str) -> SimulatedVolumes:  # noqa: ARG001
-                return made.setdefault(location, SimulatedVolumes(location))
-
-            local = LocalBackends(self._node, state, open_volumes=simulated)
-        else:
-            local = LocalBackends(self._node, state)
-
-        def on(node: str) -> BackendsOnNode:
-            if node != self._node:
-                raise NodeUnreachable(node=node, reason="this node has no connection to it.")
-            return local
-
-        return on
-
     def _bridge_faults(self, interface: str) -> list[str]:
         return [] if self._simulate else network.bridge_faults(interface)
 
@@ -296,6 +285,7 @@ class Daemon:
             throttle=LoginThrottle(),
             root_token=root_token,
             clock=time.time,
+            own_addresses=self._own_addresses(),
         )
         self._guard = Guard(
             node=self._node,

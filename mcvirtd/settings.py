@@ -319,7 +319,7 @@ _READERS: dict[str, Callable[[Any], Any]] = {
     "session.idle_timeout": _seconds("1m", "30d"),
     "session.absolute_timeout": _seconds("1m", "365d"),
     "limits.connections": _whole(4, 10000),
-    "limits.message_size": _size(MIB, 1024 * MIB),
+    "limits.message_size": _size(2 * MIB, 1024 * MIB),
     "limits.handshake_timeout": _seconds("1s", "5m"),
     "limits.idle_connection": _seconds("10s", "1d"),
     "tasks.keep": _seconds("1d", "3650d"),

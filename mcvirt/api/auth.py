@@ -75,12 +75,15 @@ class UserApi:
         """
         raise NotImplementedError
 
-    @remote(needs=Permission.MANAGE_USERS)
+    @remote(needs=Permission.MANAGE_USERS, on=Vm("vm"), instead=Permission.MANAGE_VM_USERS)
     def add_permissions(self, user: str, permissions: tuple[str, ...], vm: str | None = None) -> UserInfo:
-        """Give a user permissions, everywhere or on *vm*. Nobody gives what they do not have themselves."""
+        """Give a user permissions, everywhere or on *vm*. Nobody gives what they do not have themselves.
+
+        On a virtual machine who has MANAGE_VM_USERS there may do it as well.
+        """
         raise NotImplementedError
 
-    @remote(needs=Permission.MANAGE_USERS)
+    @remote(needs=Permission.MANAGE_USERS, on=Vm("vm"), instead=Permission.MANAGE_VM_USERS)
     def remove_permissions(self, user: str, permissions: tuple[str, ...], vm: str | None = None) -> UserInfo:
         """Take permissions from a user, everywhere or on *vm*."""
         raise NotImplementedError

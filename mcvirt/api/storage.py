@@ -78,8 +78,12 @@ class HardDriveApi:
         raise NotImplementedError
 
     @remote(needs=Permission.MODIFY_HARD_DRIVE, runs_at=OwnerOfDisk("disk"), task=True)
-    def delete(self, disk: str) -> None:
-        """Delete a detached hard drive and its data."""
+    def delete(self, disk: str, forget: bool = False) -> None:
+        """Delete a detached hard drive and its data.
+
+        *forget* is for one whose data is out of reach for good, and is refused for any other: it takes the hard drive
+        off the list, and touches no storage.
+        """
         raise NotImplementedError
 
 

@@ -67,6 +67,7 @@ class Remote(msgspec.Struct, frozen=True, kw_only=True):
 
     needs: Permission | Access
     on: Target = None
+    instead: Permission | None = None
     also: Mapping[str, Permission] = {}
     runs_at: Place = None
     task: bool = False
@@ -78,6 +79,7 @@ def remote(
     *,
     needs: Permission | Access,
     on: Target = None,
+    instead: Permission | None = None,
     also: Mapping[str, Permission] | None = None,
     runs_at: Place = None,
     task: bool = False,
@@ -86,13 +88,23 @@ def remote(
 ) -> Callable[[F], F]:
     """Mark a stub as an operation.
 
-    *needs* is required of the caller, for the target *on* where there is one. *also* names further permissions, each
+    *needs* is required of the caller, for the target *on* where there is one; where a virtual machine is the target,
+    *instead* is enough as well. *also* names further permissions, each
     needed only when that argument (or "argument.field") is given and neither false nor empty. *runs_at* says which
     node does it. *task* makes it a task: followed, cancelled, journalled. *reads* says that it changes nothing, and so
     leaves no line in the audit trail unless it is refused. *known_here* says that any node can answer from what it
     knows where the node that should can't be reached.
     """
-    mark = Remote(needs=needs, on=on, also=also or {}, runs_at=runs_at, task=task, reads=reads, known_here=known_here)
+    mark = Remote(
+        needs=needs,
+        on=on,
+        instead=instead,
+        also=also or {},
+        runs_at=runs_at,
+        task=task,
+        reads=reads,
+        known_here=known_here,
+    )
 
     def set_mark(stub: F) -> F:
         setattr(stub, MARK, mark)

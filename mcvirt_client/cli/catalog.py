@@ -38,6 +38,7 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
     "cluster": ("cluster", NODES, "The cluster: add nodes, remove them, choose the leader"),
     "node": ("node", NODES, "Show and change the settings of the nodes"),
     "task": ("task", NODES, "Long work: list, watch, cancel"),
+    "clear-method-lock": ("task", NODES, "Cancel the tasks that are running"),
     "login": ("session", SESSIONS, "Log in and keep the session for later commands"),
     "logout": ("session", SESSIONS, "End the session that is kept"),
     "whoami": ("session", SESSIONS, "Show who you are to mcvirt, and what you may do everywhere"),

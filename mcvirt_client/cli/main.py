@@ -16,6 +16,7 @@ HELP = frozenset({"--help", "-h"})
 
 def main() -> None:
     """Run the command that the words of this process name, and end the process with its exit status."""
+    _open_what_is_closed()
     gc.disable()  # one short command makes no cycles worth looking for; the shell turns it on again
     if "_ARGCOMPLETE" in os.environ:
         from mcvirt_client.cli.completion import answer
@@ -24,8 +25,7 @@ def main() -> None:
     else:
         skip_typing_extensions()
         for stream in (sys.stdout, sys.stderr):
-            if stream is not None:
-                stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
+            stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
         status = run(sys.argv[1:])
     for stream in (sys.stdout, sys.stderr):
         try:
@@ -34,6 +34,14 @@ def main() -> None:
             pass
     # Sockets and files are the kernel's to close; taking the interpreter apart would only take time.
     os._exit(status)
+
+
+def _open_what_is_closed() -> None:
+    # Started with a descriptor closed, Python has None there; and a socket of ours would get that number, and with it
+    # whatever is printed. In this order each gets its own number back.
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, mode))  # noqa: PTH123, SIM115 - open until the end
 
 
 def skip_typing_extensions() -> None:

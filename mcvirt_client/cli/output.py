@@ -30,6 +30,16 @@ def paint(text: str, colour: str) -> str:
     return f"\x1b[{colour}m{text}\x1b[0m"
 
 
+def about(size: int) -> str:
+    """*size* bytes, short rather than exact: for what changes while it is read."""
+    number = float(size)
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if number < 1024:
+            return f"{number:.1f} {unit}" if unit != "B" else f"{size} B"
+        number /= 1024
+    return f"{number:.1f} TiB"
+
+
 def cells(text: str) -> int:
     """How many cells of a terminal *text* takes."""
     if text.isascii():

@@ -1,4 +1,4 @@
-"""Tasks as people see them: a bar on a terminal, a line a step otherwise, and what Ctrl-C means."""
+"""Tasks as people see them: a bar on a terminal, nothing elsewhere, and what Ctrl-C means."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ import os
 import sys
 from typing import TYPE_CHECKING
 
+from mcvirt.errors import Conflict
 from mcvirt.types.task import ENDED, TaskRef
-from mcvirt.units import format_size
-from mcvirt_client.cli.output import cells, clean, terminal_width
+from mcvirt_client.cli.output import about, cells, clean, terminal_width
 from mcvirt_client.tasks import Detached
 
 if TYPE_CHECKING:
@@ -25,16 +25,11 @@ class Bars:
     def __init__(self, out: Output) -> None:
         self._out = out
         self._terminal = out.stderr.isatty()
-        self._told: dict[str, int] = {}
         self._shown = False
 
     def __call__(self, info: TaskInfo) -> None:
-        if self._terminal:
-            self._draw(info)
-        else:
-            self._tell(info)
-
-    def _draw(self, info: TaskInfo) -> None:
+        if not self._terminal:
+            return
         write = self._out.stderr.write
         if self._shown:
             write("\r\x1b[K")
@@ -47,19 +42,9 @@ class Bars:
                 self._shown = True
         self._out.stderr.flush()
 
-    def _tell(self, info: TaskInfo) -> None:
-        told = self._told.get(info.id, 0)
-        finished = [step for step in info.steps if step.finished]
-        for step in finished[told:]:
-            self._out.stderr.write(clean(f"{step.name} ... done") + "\n")
-        self._told[info.id] = max(told, len(finished))
-        self._out.stderr.flush()
-
     def amount(self, what: str, done: int, total: int) -> None:
         """Show work that is no task: *done* of *total* bytes."""
         if not self._terminal:
-            if done >= total:
-                self._out.stderr.write(clean(f"{what} ... done") + "\n")
             return
         if done >= total:
             self._out.stderr.write("\r\x1b[K")
@@ -74,7 +59,7 @@ def describe(step: StepInfo) -> str:
     if step.total:
         return f"{step.name} {bar(step.done, step.total)} {_of(step.done, step.total, step.unit)}"
     if step.done:
-        return f"{step.name} {format_size(step.done) if step.unit == 'B' else f'{step.done} {step.unit}'}".rstrip()
+        return f"{step.name} {about(step.done) if step.unit == 'B' else f'{step.done} {step.unit}'}".rstrip()
     return f"{step.name} ..."
 
 
@@ -87,7 +72,7 @@ def bar(done: int, total: int) -> str:
 
 def _of(done: int, total: int, unit: str) -> str:
     if unit == "B":
-        return f"{format_size(done)} of {format_size(total)}"
+        return f"{about(done)} of {about(total)}"
     return "" if unit == "%" else f"{done} of {total} {unit}".rstrip()
 
 
@@ -116,7 +101,10 @@ def choose_on_interrupt(client: Client, task: str, out: Output) -> None:
             answer = "d"
         if answer in ("c", "cancel"):
             out.say(f"Cancelling task {task}; what it has begun is undone.")
-            client.tasks.cancel(task)
+            try:
+                client.tasks.cancel(task)
+            except Conflict:
+                pass  # it ended while the question stood there; how, is what the waiting will say
             return
         if answer in ("w", "wait"):
             return

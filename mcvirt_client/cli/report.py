@@ -6,7 +6,7 @@ import os
 import sys
 from typing import TYPE_CHECKING
 
-from mcvirt.errors import EXIT_FAILED, EXIT_REFUSED, EXIT_USAGE, McvirtError
+from mcvirt.errors import EXIT_FAILED, EXIT_REFUSED, EXIT_USAGE, Failed, McvirtError
 from mcvirt_client.cli.output import RED, clean, paint
 
 if TYPE_CHECKING:
@@ -34,6 +34,12 @@ class Stop(Exception):
     def __init__(self, status: int) -> None:
         super().__init__(status)
         self.status = status
+
+
+def after_changes(error: Exception) -> Exception:
+    """*error* as it is to be raised by a command that has changed something already: status 3 would deny that."""
+    refused = isinstance(error, McvirtError) and error.exit_code == EXIT_REFUSED
+    return Failed(text=str(error)) if refused else error
 
 
 def guarded(work: Callable[[], int | None]) -> int:

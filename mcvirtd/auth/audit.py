@@ -36,9 +36,13 @@ class Audit:
         error: McvirtError | None,
         reference: str,
         *,
+        others: str = "",
         detail: str = "",
     ) -> None:
-        """Write down how *operation* on *target* ended. That it can't be written is logged, and no error."""
+        """Write down how *operation* on *target* ended, which *others* it named, and a *detail* where it went well.
+
+        That it can't be written is logged, and no error.
+        """
         now = time.time()
         entry = AuditEntry(
             id=0,
@@ -49,7 +53,7 @@ class Audit:
             operation=operation,
             target=_line(target)[:200],
             result="ok" if error is None else type(error).__name__,
-            detail=detail if error is None else _line(str(error))[:500],
+            detail=_line(": ".join(part for part in (others, detail if error is None else str(error)) if part))[:500],
             reference=reference,
         )
         log.info(

@@ -72,7 +72,7 @@ def _read(path: Path, data: bytes) -> NodeIdentity:
         uuid.UUID(found.id)
     except (msgspec.MsgspecError, McvirtError, ValueError) as error:
         raise StateRefused(
-            path=str(path), reason=f"it can't be read: {error}", hint="Restore it from a backup."
+            path=str(path), reason=f"it can't be read: {str(error).rstrip('.')}.", hint="Restore it from a backup."
         ) from None
     return found
 

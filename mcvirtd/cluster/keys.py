@@ -14,6 +14,7 @@ import logging
 import shutil
 import ssl
 import threading
+from collections.abc import Sequence
 from pathlib import Path
 
 from mcvirtd.cluster import pki, tls
@@ -27,13 +28,17 @@ BEFORE = pki.DIRECTORY + ".before"
 
 
 class Keys:
-    """The identity of *node*, in its directory *state*; what it trusts is published in the file *trust*."""
+    """The identity of *node*, in its directory *state*; what it trusts is published in the file *trust*.
 
-    def __init__(self, state: Path, node: str, store: Store, trust: Path) -> None:
+    *listens* are addresses of its own that the certificate names besides the cluster address.
+    """
+
+    def __init__(self, state: Path, node: str, store: Store, trust: Path, *, listens: Sequence[str] = ()) -> None:
         self._state = state
         self._node = node
         self._store = store
         self._trust = trust
+        self._listens = tuple(listens)
         self._lock = threading.RLock()
         self.identity = self.settle(keep_before=True)
 
@@ -77,8 +82,11 @@ class Keys:
                 before.rename(used)
         _drop(staged)
 
+    def _addresses(self, address: str | None) -> Sequence[str]:
+        return tuple(dict.fromkeys((*([address] if address else []), *self._listens)))
+
     def _load(self, address: str | None) -> pki.Identity:
-        found = pki.ensure(self._state / pki.DIRECTORY, self._node, [address] if address else [])
+        found = pki.ensure(self._state / pki.DIRECTORY, self._node, self._addresses(address))
         self._server_context = tls.server_context(found)
         self._peer_context = tls.peer_context(found)
         pki.publish_trust(found, self._trust)
@@ -89,7 +97,7 @@ class Keys:
         """Prepare a CA and keys of this node's own."""
         with self._lock:
             _drop(self.next)
-            return pki.ensure(self.next, self._node, [address] if address else [])
+            return pki.ensure(self.next, self._node, self._addresses(address))
 
     def stage_key(self) -> bytes:
         """Prepare a key for another cluster; returns the request for its certificate."""

@@ -35,6 +35,11 @@ def choose(
     return "kvm", "the processor and libvirt offer it"
 
 
+def of_this_machine(setting: Setting, libvirt_knows_it: Callable[[], bool]) -> tuple[Accelerator, str]:
+    """``choose`` for the machine we run on."""
+    return choose(setting, device_trouble=device_trouble(), cpu_has_it=cpu_has_it(), libvirt_knows_it=libvirt_knows_it)
+
+
 def device_trouble(path: str = "/dev/kvm") -> str | None:
     """Why *path* can't be opened, or None when it can."""
     try:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable
+from typing import Protocol
 
 BUFFER_LIMIT = 1024 * 1024
 
@@ -96,3 +97,46 @@ class Console:
         with self._arrived:
             self._ended = True
             self._arrived.notify_all()
+
+
+class Stream(Protocol):
+    """The hypervisor's end of a console. ``heard(over)`` is called whenever there is something to receive, and with
+    True when nothing more will come; it goes on being called until ``deafen``, which must be called once only."""
+
+    def listen(self, heard: Callable[[bool], None]) -> None: ...
+    def deafen(self) -> None: ...
+    def receive(self) -> bytes | None:
+        """What there is; None when there is nothing now, no byte when there never will be."""
+
+    def send(self, data: bytes) -> int: ...
+    def end(self) -> None: ...
+
+
+def console_on(stream: Stream) -> Console:
+    """The console at whose other end *stream* is."""
+    calling = threading.Lock()
+    deafened = threading.Lock()  # taken by whoever calls deafen, and never given back
+
+    def deafen() -> None:
+        if deafened.acquire(blocking=False):
+            stream.deafen()
+
+    def send(data: bytes) -> int:
+        with calling:
+            return stream.send(data)
+
+    def hang_up() -> None:
+        deafen()
+        with calling:
+            stream.end()
+
+    console = Console(send, hang_up, deafen)
+
+    def heard(over: bool) -> None:
+        while data := stream.receive():
+            console.feed(data)
+        if over or data is not None:
+            console.lose()  # an ended stream has something to receive for ever: listening to it would never rest
+
+    stream.listen(heard)
+    return console

@@ -11,6 +11,7 @@ from typing import Any
 
 from mcvirt.errors import LibvirtUnreachable
 from mcvirtd.hypervisor.console import Console
+from mcvirtd.hypervisor.pool import Lost, Pool
 from mcvirtd.hypervisor.states import DomainState, DomainStates, Predicate, Subscriber
 
 log = logging.getLogger(__name__)
@@ -22,19 +23,26 @@ FIRST_REVIEW = 0.5
 LAST_REVIEW = 60.0
 
 
-class Lost(Exception):
-    """A connection was not made; the text says why."""
-
-
 class Link:
-    """One connection, from its opening to its end, and what its events left to be looked at."""
+    """libvirtd from the making of a connection to its end: *conn*, for the keeper's own use, tells events and is the
+    first to know of the end; *calls* has the connections for everybody else. *touched* are domains to look at."""
 
-    def __init__(self, conn: Any) -> None:
+    def __init__(self, conn: Any, calls: Pool) -> None:
         self.conn = conn
+        self.calls = calls
         self.lost: str | None = None
         self.touched: set[str] = set()
         self.callbacks: list[int] = []
         self.consoles: weakref.WeakSet[Console] = weakref.WeakSet()
+
+
+class Call:
+    """A connection that one thread has for itself; *kept* if it goes on to be used."""
+
+    def __init__(self, link: Link, conn: Any) -> None:
+        self.link = link
+        self.conn = conn
+        self.kept = False
 
 
 class Keeper:
@@ -125,7 +133,9 @@ class Keeper:
             retry = FIRST_RETRY
             self._note_attempt(link, "")
             self._follow(link)
-            self._note_attempt(None, link.lost or "the connection was given up.")
+            why = link.lost or "the connection was given up."
+            self._note_attempt(None, why)
+            link.calls.abandon(why)
             if not self._closed:
                 log.warning("the connection to libvirtd at %s is lost: %s", self.uri, link.lost)
             self._drop(link)

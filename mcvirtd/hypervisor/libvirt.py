@@ -2,8 +2,9 @@
 
 Traps this file is built around. One event loop serves the whole process, and must be registered before the first
 connection. Callbacks run in its thread, where a call to libvirtd that hangs would stop all keep-alives: so they only
-leave notes, and the keeper thread asks. A connection is never closed under a call that another thread may have in
-flight: its callbacks are taken off, which hold references to it, and the last reference closes it.
+leave notes, and the keeper thread asks. A connection never has two calls under way (see ``pool``): the keeper has one
+of its own, which tells the events, calls take theirs from the pool, and each console has one. The keeper's is not
+closed by name, but when nothing refers to it any more; its callbacks do, and are taken off before.
 """
 
 from __future__ import annotations
@@ -11,19 +12,20 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import libvirt
 
 from mcvirt.errors import DomainMissing, LibvirtFailed, LibvirtUnreachable, McvirtError
 from mcvirtd.hypervisor import accelerator
-from mcvirtd.hypervisor.console import Console
+from mcvirtd.hypervisor.console import Console, console_on
 from mcvirtd.hypervisor.design import Accelerator
 from mcvirtd.hypervisor.devices import DeviceNews
 from mcvirtd.hypervisor.facts import DomainStats, HostFacts, stats_of, version_text
-from mcvirtd.hypervisor.keeper import Keeper, Link, Lost
-from mcvirtd.hypervisor.states import Condition, DomainState
+from mcvirtd.hypervisor.keeper import Call, Keeper, Link
+from mcvirtd.hypervisor.pool import Lost, Pool
+from mcvirtd.hypervisor.words import known_state, sentence, state_of
 from mcvirtd.hypervisor.xml import read
 
 log = logging.getLogger(__name__)
@@ -31,30 +33,6 @@ log = logging.getLogger(__name__)
 KEEPALIVE_INTERVAL = 5
 KEEPALIVE_COUNT = 3
 
-_CONDITIONS: dict[int, Condition] = {
-    libvirt.VIR_DOMAIN_RUNNING: "running",
-    libvirt.VIR_DOMAIN_BLOCKED: "running",
-    libvirt.VIR_DOMAIN_PAUSED: "paused",
-    libvirt.VIR_DOMAIN_SHUTDOWN: "stopping",
-    libvirt.VIR_DOMAIN_SHUTOFF: "stopped",
-    libvirt.VIR_DOMAIN_CRASHED: "crashed",
-    libvirt.VIR_DOMAIN_PMSUSPENDED: "sleeping",
-}
-_REASONS: dict[tuple[int, int], str] = {
-    (libvirt.VIR_DOMAIN_SHUTOFF, libvirt.VIR_DOMAIN_SHUTOFF_SHUTDOWN): "shut down",
-    (libvirt.VIR_DOMAIN_SHUTOFF, libvirt.VIR_DOMAIN_SHUTOFF_DESTROYED): "destroyed",
-    (libvirt.VIR_DOMAIN_SHUTOFF, libvirt.VIR_DOMAIN_SHUTOFF_CRASHED): "crashed",
-    (libvirt.VIR_DOMAIN_SHUTOFF, libvirt.VIR_DOMAIN_SHUTOFF_MIGRATED): "migrated",
-    (libvirt.VIR_DOMAIN_SHUTOFF, libvirt.VIR_DOMAIN_SHUTOFF_SAVED): "saved",
-    (libvirt.VIR_DOMAIN_SHUTOFF, libvirt.VIR_DOMAIN_SHUTOFF_FAILED): "failed to start",
-    (libvirt.VIR_DOMAIN_SHUTOFF, libvirt.VIR_DOMAIN_SHUTOFF_DAEMON): "lost while libvirtd was away",
-    (libvirt.VIR_DOMAIN_PAUSED, libvirt.VIR_DOMAIN_PAUSED_USER): "paused",
-    (libvirt.VIR_DOMAIN_PAUSED, libvirt.VIR_DOMAIN_PAUSED_MIGRATION): "migrating",
-    (libvirt.VIR_DOMAIN_PAUSED, libvirt.VIR_DOMAIN_PAUSED_IOERROR): "disk error",
-    (libvirt.VIR_DOMAIN_PAUSED, libvirt.VIR_DOMAIN_PAUSED_STARTING_UP): "starting",
-    (libvirt.VIR_DOMAIN_PAUSED, libvirt.VIR_DOMAIN_PAUSED_POSTCOPY_FAILED): "migration failed",
-    (libvirt.VIR_DOMAIN_RUNNING, libvirt.VIR_DOMAIN_RUNNING_MIGRATED): "migrated",
-}
 _UNDEFINE = (
     libvirt.VIR_DOMAIN_UNDEFINE_MANAGED_SAVE
     | libvirt.VIR_DOMAIN_UNDEFINE_SNAPSHOTS_METADATA
@@ -80,13 +58,12 @@ def _start_event_loop() -> None:
 
 
 def _run_event_loop() -> None:
-    never = threading.Event()
     while True:
         try:
             libvirt.virEventRunDefaultImpl()
         except libvirt.libvirtError:
             log.exception("libvirt's event loop failed once")
-            never.wait(1)
+            threading.Event().wait(1)
 
 
 class Hypervisor(Keeper):
@@ -101,24 +78,28 @@ class Hypervisor(Keeper):
     # --- the connection -------------------------------------------------------------------------------------------
 
     def _open(self) -> Link:
-        _start_event_loop()
-        try:
-            link = Link(libvirt.open(self.uri))
-        except libvirt.libvirtError as error:
-            raise Lost(_sentence(error)) from error
+        link = Link(self._connection(), Pool(self._connection, _end, _is_alive, f"libvirt-{self.node}"))
         try:
             self._listen(link)
             self._read_all(link)
         except libvirt.libvirtError as error:
             self._drop(link)
-            raise Lost(_sentence(error)) from error
+            raise Lost(sentence(error)) from error
         except Lost:
             self._drop(link)
             raise
         return link
 
-    def _listen(self, link: Link) -> None:
+    def _connection(self) -> Any:
+        _start_event_loop()
+        try:
+            conn = libvirt.open(self.uri)
+            conn.setKeepAlive(KEEPALIVE_INTERVAL, KEEPALIVE_COUNT)
+        except libvirt.libvirtError as error:
+            raise Lost(sentence(error)) from error
+        return conn
 
+    def _listen(self, link: Link) -> None:
         def lost(_conn: Any, reason: int, _opaque: Any) -> None:
             words = {libvirt.VIR_CONNECT_CLOSE_REASON_KEEPALIVE: "libvirtd stopped answering."}
             self._note_lost(link, words.get(reason, "libvirtd closed the connection."))
@@ -135,7 +116,6 @@ class Hypervisor(Keeper):
             self._devices.note(domain.UUIDString(), refused=True)
 
         link.conn.registerCloseCallback(lost, None)
-        link.conn.setKeepAlive(KEEPALIVE_INTERVAL, KEEPALIVE_COUNT)
         for event, callback in (
             (libvirt.VIR_DOMAIN_EVENT_ID_LIFECYCLE, happened),
             (libvirt.VIR_DOMAIN_EVENT_ID_DEVICE_REMOVED, removed),
@@ -145,30 +125,29 @@ class Hypervisor(Keeper):
 
     def _drop(self, link: Link) -> None:
         for callback in link.callbacks:
-            try:
+            with suppress(libvirt.libvirtError):  # of a dead connection: it is off on our side, which is what counts
                 link.conn.domainEventDeregisterAny(callback)
-            except libvirt.libvirtError:
-                pass  # of a dead connection: it is off on our side, which is what counts
-        try:
+        with suppress(libvirt.libvirtError):
             link.conn.unregisterCloseCallback()
-        except libvirt.libvirtError:
-            pass
         for console in list(link.consoles):
             console.lose()  # libvirt tells streams nothing of the end of their connection
 
     def _read(self, link: Link, uuid: str) -> None:
-        """Note what the domain is now; the connection is given up when that can't be known."""
+        self._look(link, link.conn, uuid)
+
+    def _look(self, link: Link, conn: Any, uuid: str) -> None:
+        """Note what the domain is now, asked on *conn*; *link* is given up when that can't be known."""
         try:
             with self._reading:
                 try:
-                    self._states.put(uuid, _state_of(link.conn.lookupByUUIDString(uuid)))
+                    self._states.put(uuid, state_of(conn.lookupByUUIDString(uuid)))
                 except libvirt.libvirtError as error:
                     if error.get_error_code() != libvirt.VIR_ERR_NO_DOMAIN:
                         raise
                     self._states.put(uuid, None)
                     self._devices.forget(uuid)
         except libvirt.libvirtError as error:
-            self._note_lost(link, _sentence(error))
+            self._note_lost(link, sentence(error))
 
     def _read_all(self, link: Link) -> None:
         try:
@@ -179,38 +158,47 @@ class Hypervisor(Keeper):
                 for domain, facts in link.conn.getAllDomainStats(libvirt.VIR_DOMAIN_STATS_STATE):
                     uuid = domain.UUIDString()
                     code = (facts.get("state.state", 0), facts.get("state.reason", 0))
-                    states[uuid] = _state(domain, uuid, code, uuid in persistent)
+                    states[uuid] = known_state(domain, code, uuid in persistent)
                 self._states.replace(states)
         except libvirt.libvirtError as error:
-            raise Lost(_sentence(error)) from error
+            raise Lost(sentence(error)) from error
 
     # --- asking ---------------------------------------------------------------------------------------------------
 
     @contextmanager
-    def _asking(self, action: str, uuid: str = "") -> Iterator[Link]:
+    def _asking(self, action: str, uuid: str = "") -> Iterator[Call]:
+        """Connections for one call after the other, in one thread; errors become ours."""
         link = self._live()
         try:
-            yield link
+            conn = link.calls.take()
+        except Lost as error:
+            raise LibvirtUnreachable(node=self.node, uri=self.uri, reason=str(error)) from error
+        call = Call(link, conn)
+        try:
+            yield call
         except libvirt.libvirtError as error:
-            raise self._in_our_words(link, action, uuid, error) from error
+            raise self._in_our_words(call, action, uuid, error) from error
+        finally:
+            if not call.kept:
+                link.calls.give(conn)
 
     @contextmanager
     def _domain(self, uuid: str, action: str) -> Iterator[Any]:
-        with self._asking(f"{action} domain {uuid}", uuid) as link:
+        with self._asking(f"{action} domain {uuid}", uuid) as call:
             try:
-                yield link.conn.lookupByUUIDString(uuid)
+                yield call.conn.lookupByUUIDString(uuid)
             finally:
                 # The caller may look at the state as soon as the verb is back, before its event is here.
-                if link.lost is None:
-                    self._read(link, uuid)
+                if call.link.lost is None and _is_alive(call.conn):
+                    self._look(call.link, call.conn, uuid)
 
-    def _in_our_words(self, link: Link, action: str, uuid: str, error: Any) -> McvirtError:
-        if link.lost is not None or not link.conn.isAlive():
-            self._note_lost(link, _sentence(error))
-            return LibvirtUnreachable(node=self.node, uri=self.uri, reason=_sentence(error))
+    def _in_our_words(self, call: Call, action: str, uuid: str, error: Any) -> McvirtError:
+        if call.link.lost is not None or not _is_alive(call.conn):
+            self._note_lost(call.link, sentence(error))
+            return LibvirtUnreachable(node=self.node, uri=self.uri, reason=sentence(error))
         if uuid and error.get_error_code() == libvirt.VIR_ERR_NO_DOMAIN:
             return DomainMissing(node=self.node, uuid=uuid)
-        return LibvirtFailed(action=action, reason=_sentence(error))
+        return LibvirtFailed(action=action, reason=sentence(error))
 
     # --- what is there (asked) ------------------------------------------------------------------------------------
 
@@ -218,8 +206,8 @@ class Hypervisor(Keeper):
         """libvirt's XML of a domain: as it runs, or (*inactive*) as it will start; with passwords if *secure*."""
         flags = libvirt.VIR_DOMAIN_XML_SECURE if secure else 0
         flags |= libvirt.VIR_DOMAIN_XML_INACTIVE if inactive else 0
-        with self._asking(f"describe domain {uuid}", uuid) as link:
-            return str(link.conn.lookupByUUIDString(uuid).XMLDesc(flags))
+        with self._asking(f"describe domain {uuid}", uuid) as call:
+            return str(call.conn.lookupByUUIDString(uuid).XMLDesc(flags))
 
     def vnc_port(self, uuid: str) -> int | None:
         """The TCP port on 127.0.0.1 that shows the domain's screen; None when it does not run or has none."""
@@ -227,34 +215,23 @@ class Hypervisor(Keeper):
 
     def list_block_paths(self) -> Mapping[str, frozenset[str]]:
         """Every path on which a disk of *any* domain of this node stands, ours or not -> UUIDs of those domains."""
-        users: dict[str, set[str]] = {}
-        with self._asking("list the disks of all domains") as link:
-            for domain in link.conn.listAllDomains():
-                for flags in (0, libvirt.VIR_DOMAIN_XML_INACTIVE):
-                    try:
-                        paths = read.source_paths(domain.XMLDesc(flags))
-                    except libvirt.libvirtError as error:
-                        if error.get_error_code() != libvirt.VIR_ERR_NO_DOMAIN:
-                            raise
-                        paths = frozenset()  # undefined since the list was made
-                    for path in paths:
-                        users.setdefault(path, set()).add(domain.UUIDString())
-        return {path: frozenset(uuids) for path, uuids in users.items()}
+        with self._asking("list the disks of all domains") as call:
+            return read.path_users(_descriptions(call.conn))
 
     def stats(self, uuid: str) -> DomainStats:
         """What a domain uses now."""
-        with self._asking(f"measure domain {uuid}", uuid) as link:
-            domain = link.conn.lookupByUUIDString(uuid)
+        with self._asking(f"measure domain {uuid}", uuid) as call:
+            domain = call.conn.lookupByUUIDString(uuid)
             if not domain.isActive():
                 return DomainStats(uuid=uuid)  # libvirt would tell what it used when it ran
-            found = link.conn.domainListGetStats([domain], _STATS, libvirt.VIR_CONNECT_GET_ALL_DOMAINS_STATS_NOWAIT)
+            found = call.conn.domainListGetStats([domain], _STATS, libvirt.VIR_CONNECT_GET_ALL_DOMAINS_STATS_NOWAIT)
             return next(iter(self._measured(found).values()), DomainStats(uuid=uuid))
 
     def all_stats(self) -> Mapping[str, DomainStats]:
         """What every running domain uses now, by UUID, asked in one call; nothing waits for a busy QEMU."""
         flags = libvirt.VIR_CONNECT_GET_ALL_DOMAINS_STATS_ACTIVE | libvirt.VIR_CONNECT_GET_ALL_DOMAINS_STATS_NOWAIT
-        with self._asking("measure the domains") as link:
-            return self._measured(link.conn.getAllDomainStats(_STATS, flags))
+        with self._asking("measure the domains") as call:
+            return self._measured(call.conn.getAllDomainStats(_STATS, flags))
 
     def _measured(self, found: list[tuple[Any, dict[str, Any]]]) -> dict[str, DomainStats]:
         measured = {}
@@ -262,37 +239,30 @@ class Hypervisor(Keeper):
             uuid = domain.UUIDString()
             if "cpu.time" not in facts and facts.get("state.state") == libvirt.VIR_DOMAIN_RUNNING:
                 # libvirt takes the bulk number from cgroups; where it has none, this one from /proc.
-                try:
+                with suppress(libvirt.libvirtError):  # ended since the list was made
                     facts["cpu.time"] = domain.info()[4]
-                except libvirt.libvirtError:
-                    pass  # ended since the list was made
             measured[uuid] = stats_of(uuid, facts)
         return measured
 
     def facts(self) -> HostFacts:
         """What this machine is, as libvirtd sees it."""
-        with self._asking("tell about this machine") as link:
-            info = link.conn.getInfo()
+        with self._asking("tell about this machine") as call:
+            info = call.conn.getInfo()
             return HostFacts(
                 cpus=info[2],
                 memory=info[1] * 1024 * 1024,
-                libvirt_version=version_text(link.conn.getLibVersion()),
-                qemu_version=version_text(link.conn.getVersion()),
+                libvirt_version=version_text(call.conn.getLibVersion()),
+                qemu_version=version_text(call.conn.getVersion()),
             )
 
     def accelerator(self, setting: accelerator.Setting) -> tuple[Accelerator, str]:
         """What guests of this machine run with (kvm or tcg), and why, in words."""
-        return accelerator.choose(
-            setting,
-            device_trouble=accelerator.device_trouble(),
-            cpu_has_it=accelerator.cpu_has_it(),
-            libvirt_knows_it=self._knows_kvm,
-        )
+        return accelerator.of_this_machine(setting, self._knows_kvm)
 
     def _knows_kvm(self) -> bool:
         try:
-            with self._asking("tell about KVM") as link:
-                link.conn.getDomainCapabilities(None, "x86_64", None, "kvm")
+            with self._asking("tell about KVM") as call:
+                call.conn.getDomainCapabilities(None, "x86_64", None, "kvm")
         except LibvirtFailed:
             return False
         return True
@@ -301,9 +271,9 @@ class Hypervisor(Keeper):
 
     def define(self, xml: str) -> str:
         """Define a domain, or define it anew, and return its UUID; a running one takes it over at its next start."""
-        with self._asking("define the domain") as link:
-            uuid = str(link.conn.defineXMLFlags(xml, libvirt.VIR_DOMAIN_DEFINE_VALIDATE).UUIDString())
-            self._read(link, uuid)
+        with self._asking("define the domain") as call:
+            uuid = str(call.conn.defineXMLFlags(xml, libvirt.VIR_DOMAIN_DEFINE_VALIDATE).UUIDString())
+            self._look(call.link, call.conn, uuid)
             return uuid
 
     def undefine(self, uuid: str) -> None:
@@ -399,65 +369,76 @@ class Hypervisor(Keeper):
 
     def open_console(self, uuid: str) -> Console:
         """The serial console of a running domain, taken from whoever has it now."""
-        with self._asking(f"open the console of domain {uuid}", uuid) as link:
-            domain = link.conn.lookupByUUIDString(uuid)
-            stream = link.conn.newStream(libvirt.VIR_STREAM_NONBLOCK)
+        with self._asking(f"open the console of domain {uuid}", uuid) as call:
+            domain = call.conn.lookupByUUIDString(uuid)
+            stream = call.conn.newStream(libvirt.VIR_STREAM_NONBLOCK)
             domain.openConsole(None, stream, libvirt.VIR_DOMAIN_CONSOLE_FORCE)
-            console = _console_on(stream)
+            link, conn = call.link, call.conn
+            call.kept = True
+            console = console_on(_Stream(stream, lambda: link.calls.discard(conn)))
             link.consoles.add(console)
             if link.lost is not None:
                 console.lose()
             return console
 
 
-def _console_on(stream: Any) -> Console:
-    listening = threading.Lock()  # held by whoever takes the callback off, which may be done once only
+class _Stream:
+    """A libvirt stream as a console wants it: errors mean that the other end is gone."""
 
-    def deafen() -> None:
-        if not listening.acquire(blocking=False):
-            return
-        try:
-            stream.eventRemoveCallback()
-        except libvirt.libvirtError:
-            pass  # its connection is gone
+    def __init__(self, stream: Any, release: Callable[[], None]) -> None:
+        self._stream = stream
+        self._release = release
 
-    def send(data: bytes) -> int:
-        try:
-            return int(stream.send(data))
-        except libvirt.libvirtError:
-            return 0
+    def listen(self, heard: Callable[[bool], None]) -> None:
+        over = libvirt.VIR_STREAM_EVENT_ERROR | libvirt.VIR_STREAM_EVENT_HANGUP
+        self._stream.eventAddCallback(
+            libvirt.VIR_STREAM_EVENT_READABLE | over, lambda _stream, events, _opaque: heard(bool(events & over)), None
+        )
 
-    def hang_up() -> None:
-        deafen()
-        try:
-            stream.abort()
-        except libvirt.libvirtError:
-            pass  # the other end was first
+    def deafen(self) -> None:
+        with suppress(libvirt.libvirtError):
+            self._stream.eventRemoveCallback()
 
-    console = Console(send, hang_up, deafen)
+    def receive(self) -> bytes | None:
+        with suppress(libvirt.libvirtError):
+            data = self._stream.recv(65536)
+            return None if data == _WOULD_BLOCK else data
+        return b""
 
-    def heard(_stream: Any, events: int, _opaque: Any) -> None:
-        over = bool(events & (libvirt.VIR_STREAM_EVENT_ERROR | libvirt.VIR_STREAM_EVENT_HANGUP))
-        try:
-            while (data := stream.recv(65536)) != _WOULD_BLOCK:
-                if not data:
-                    over = True
-                    break
-                console.feed(data)
-        except libvirt.libvirtError:
-            over = True
-        if over:
-            # An ended stream is readable for ever: with the callback on, the event loop would spin.
-            console.lose()
+    def send(self, data: bytes) -> int:
+        with suppress(libvirt.libvirtError):
+            return int(self._stream.send(data))
+        return 0
 
-    events = libvirt.VIR_STREAM_EVENT_READABLE | libvirt.VIR_STREAM_EVENT_ERROR | libvirt.VIR_STREAM_EVENT_HANGUP
-    stream.eventAddCallback(events, heard, None)
-    return console
+    def end(self) -> None:
+        with suppress(libvirt.libvirtError):
+            self._stream.abort()
+        self._release()
+
+
+def _descriptions(conn: Any) -> Iterator[tuple[str, str]]:
+    for domain in conn.listAllDomains():
+        for flags in (0, libvirt.VIR_DOMAIN_XML_INACTIVE):
+            try:
+                yield domain.UUIDString(), domain.XMLDesc(flags)
+            except libvirt.libvirtError as error:
+                if error.get_error_code() != libvirt.VIR_ERR_NO_DOMAIN:  # undefined since the list was made
+                    raise
+
+
+def _end(conn: Any) -> None:
+    with suppress(libvirt.libvirtError):
+        conn.close()
+
+
+def _is_alive(conn: Any) -> bool:
+    with suppress(libvirt.libvirtError):
+        return bool(conn.isAlive())
+    return False
 
 
 def _affect(*, live: bool, config: bool) -> int:
-    flags = libvirt.VIR_DOMAIN_AFFECT_LIVE if live else 0
-    return flags | (libvirt.VIR_DOMAIN_AFFECT_CONFIG if config else 0)
+    return int(live * libvirt.VIR_DOMAIN_AFFECT_LIVE | config * libvirt.VIR_DOMAIN_AFFECT_CONFIG)
 
 
 def _ignore_missing(verb: Callable[[], object]) -> None:
@@ -466,25 +447,3 @@ def _ignore_missing(verb: Callable[[], object]) -> None:
     except libvirt.libvirtError as error:
         if error.get_error_code() != libvirt.VIR_ERR_DEVICE_MISSING:
             raise
-
-
-def _state_of(domain: Any) -> DomainState:
-    code, reason = domain.state()
-    return _state(domain, domain.UUIDString(), (code, reason), bool(domain.isPersistent()))
-
-
-def _state(domain: Any, uuid: str, code: tuple[int, int], persistent: bool) -> DomainState:
-    number = domain.ID()
-    return DomainState(
-        uuid=uuid,
-        name=domain.name(),
-        condition=_CONDITIONS.get(code[0], "unknown"),
-        reason=_REASONS.get(code, ""),
-        persistent=persistent,
-        id=number if number > 0 else None,
-    )
-
-
-def _sentence(error: Any) -> str:
-    text = str(error.get_error_message() or error).strip()
-    return text if text.endswith((".", "!", "?")) else text + "."

@@ -9,9 +9,9 @@ from mcvirt.api.network import NetworkApi
 from mcvirt.errors import AlreadyExists, BadArgument, InUse, NotFound
 from mcvirt.types.network import NetworkInfo
 from mcvirtd.host import network as host_network
+from mcvirtd.reasons import Reasons
 from mcvirtd.state.records import NetworkRecord, VmRecord
 from mcvirtd.state.store import Store
-from mcvirtd.storage.reasons import Reasons
 
 
 class NetworkService(NetworkApi):

@@ -38,6 +38,9 @@ log = logging.getLogger(__name__)
 _encode = msgspec.json.Encoder().encode
 # What an operation is about, for the log and the audit trail. Never anything that could be a secret.
 _SUBJECTS = ("name", "vm", "disk", "user", "spec", "session", "task", "volume", "upload", "node")
+# What else the audit trail names: to whom something was given, which hard drive a machine got.
+_OTHERS = ("vm", "disk", "user", "users", "permissions", "volume", "backend", "iso", "interface")
+_LONGEST_ABOUT = 300
 
 
 class Sessions(Protocol):
@@ -72,6 +75,7 @@ class Published:
         self.arguments_type = operation.arguments_type()
         self.label = str(operation)
         self.subject = next((name for name in _SUBJECTS if name in self.names), None)
+        self.others_named = [name for name in _OTHERS if name in self.names and name != self.subject]
         self.also = [(path.split("."), permission) for path, permission in self.remote.also.items()]
         # Nothing to authorise beyond the login, nothing to route and nothing to audit: most of all calls.
         self.plain = (
@@ -108,6 +112,15 @@ class Published:
         text = str(getattr(value, "name", value))[:200] if value is not None else ""
         return text if text.isprintable() else "".join(char if char.isprintable() else "?" for char in text)
 
+    def others(self, arguments: dict[str, Any]) -> str:
+        """What else the call names, for the audit trail: "user bob, permissions CLONE_VM MIGRATE_VM"."""
+        found = []
+        for name in self.others_named:
+            value = arguments[name]
+            if value:
+                found.append(f"{name} {' '.join(value[:20]) if isinstance(value, tuple) else value}")
+        return ", ".join(found)[:_LONGEST_ABOUT]
+
 
 class Guard:
     """See the module. *vm_of_disk* names the virtual machine that has a disk, if one has."""
@@ -141,6 +154,7 @@ class Guard:
     def call(self, published: Published, caller: Caller, args: Any, kwargs: Any) -> Reply:
         """Answer one call. Whatever happens, the answer is a Reply."""
         target = ""
+        others = ""
         reference = ""
         try:
             self._identify(published, caller)
@@ -149,13 +163,14 @@ class Guard:
             log.info("%s from %s refused: %s", published.label, caller.address, type(error).__name__)
             return _answer(error)
         except Exception:
-            return self._hide(published, caller, target, secrets.token_hex(4))
+            return self._hide(published, caller, target, others, secrets.token_hex(4))
         try:
             arguments = published.read(args, kwargs)
             if published.plain:
                 with called_by(caller):
                     return Reply(ok=msgspec.Raw(_encode(published.method(**arguments))))
             target = published.target(arguments)
+            others = published.others(arguments)
             self._authorise(published, caller, arguments)
             if not published.remote.reads:
                 self._refuse_changes(published.label)
@@ -165,17 +180,17 @@ class Guard:
                 return self._handed_on(published, caller, target, msgspec.json.decode(forwarded, type=Reply), reference)
             log.debug("%s %s by %s begins [%s]", published.label, target, caller.user, reference)
             if published.remote.task:
-                return self._start(published, caller, arguments, target)
+                return self._start(published, caller, arguments, target, others)
             direct = Task(published.label, target, caller.user, self._node)
             with called_by(caller), working_for(direct), noting_left_behind() as away:
                 value = published.method(**arguments)
             reply = Reply(ok=msgspec.Raw(_encode(value)), away=tuple(sorted(away)))
         except McvirtError as error:
-            return self._refuse(published, caller, target, error, reference)
+            return self._refuse(published, caller, target, error, reference, others=others)
         except Exception:
-            return self._hide(published, caller, target, reference or secrets.token_hex(4))
+            return self._hide(published, caller, target, others, reference or secrets.token_hex(4))
         if not published.remote.reads:
-            self._audit.record(caller, published.label, target, None, reference)
+            self._audit.record(caller, published.label, target, None, reference, others=others)
         return reply
 
     def _identify(self, published: Published, caller: Caller) -> None:
@@ -208,7 +223,9 @@ class Guard:
         elif isinstance(on, VmOfDisk):
             vm = self._vm_of_disk(arguments[on.argument])
         needs = published.remote.needs
-        if not isinstance(needs, Access):
+        instead = published.remote.instead
+        enough = instead is not None and vm is not None and self._rights.allowed(caller, instead, vm)
+        if not isinstance(needs, Access) and not enough:
             self._rights.require(caller, needs, vm)
         for path, permission in published.also:
             value: Any = arguments[path[0]]
@@ -225,30 +242,34 @@ class Guard:
             self._audit.record(caller, published.label, target, error, reply.task or reference, detail=detail)
         return reply
 
-    def _start(self, published: Published, caller: Caller, arguments: dict[str, Any], target: str) -> Reply:
+    def _start(
+        self, published: Published, caller: Caller, arguments: dict[str, Any], target: str, others: str
+    ) -> Reply:
         def work() -> bytes:
             with called_by(caller):
                 return _encode(published.method(**arguments))
 
         def ended(task: Task, error: McvirtError | None) -> None:
-            self._audit.record(caller, published.label, target, error, task.id)
+            self._audit.record(caller, published.label, target, error, task.id, others=others)
 
         task = self._tasks.start(published.label, target, caller.user, work, ended)
         return Reply(task=task.id)
 
-    def _refuse(self, published: Published, caller: Caller, target: str, error: McvirtError, reference: str) -> Reply:
+    def _refuse(
+        self, published: Published, caller: Caller, target: str, error: McvirtError, reference: str, *, others: str
+    ) -> Reply:
         denied = isinstance(error, NotPermitted | NotAuthenticated)
         # Slowed down, nothing was tried; and whoever is slowed down could fill the trail with it.
         slowed = isinstance(error, LoginSlowedDown | LoginsBusy)
         if not slowed and (denied or (not published.remote.reads and reference)):
-            self._audit.record(caller, published.label, target, error, reference)
+            self._audit.record(caller, published.label, target, error, reference, others=others)
         return _answer(error)
 
-    def _hide(self, published: Published, caller: Caller, target: str, reference: str) -> Reply:
+    def _hide(self, published: Published, caller: Caller, target: str, others: str, reference: str) -> Reply:
         log.exception("%s %s by %s failed [%s]", published.label, target, caller.user, reference)
         error = InternalError(node=self._node, reference=reference)
         if not published.remote.reads:
-            self._audit.record(caller, published.label, target, error, reference)
+            self._audit.record(caller, published.label, target, error, reference, others=others)
         return _answer(error)
 
 

@@ -70,11 +70,11 @@ def receive(sock: socket.socket, *, most: int, patience: float, within: float) -
     return Incoming(kind, sequence, body[annotations:] if annotations else body)
 
 
-def send(sock: socket.socket, kind: int, sequence: int, data: bytes, *, flags: int = 0, within: float) -> None:
+def send(sock: socket.socket, kind: int, sequence: int, data: bytes, *, within: float) -> None:
     """Send a message with *data*, which is JSON; HungUp if the client does not take it within that many seconds."""
-    header = (kind, constants.PROTOCOL_VERSION, len(data), _SERIALIZER, flags, sequence, message.Message.checksum_magic)
+    header = (kind, constants.PROTOCOL_VERSION, len(data), _SERIALIZER, sequence, message.Message.checksum_magic)
     head = _HEADER.pack(
-        b"PYRO", constants.PROTOCOL_VERSION, kind, flags, sequence, len(data), _SERIALIZER, 0, 0, sum(header) & 0xFFFF
+        b"PYRO", constants.PROTOCOL_VERSION, kind, 0, sequence, len(data), _SERIALIZER, 0, 0, sum(header) & 0xFFFF
     )
     deadline = time.monotonic() + within
     left = memoryview(head + data)
@@ -84,7 +84,9 @@ def send(sock: socket.socket, kind: int, sequence: int, data: bytes, *, flags: i
             left = left[sock.send(left) :]
             if not left:
                 return
-            sock.settimeout(max(0.001, deadline - time.monotonic()))
+            if (remaining := deadline - time.monotonic()) <= 0:
+                raise TimeoutError("too slow")
+            sock.settimeout(remaining)
     except OSError as error:
         raise HungUp(f"sending: {error}") from None
 

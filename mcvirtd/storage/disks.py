@@ -175,6 +175,16 @@ class Disks:
             with tx.commit() as change:
                 change.delete(DiskRecord, disk)
 
+    def forget(self, record: DiskRecord) -> None:
+        """Delete the record of a detached disk whose data is out of reach; Conflict if it is not."""
+        if not self.available(record):
+            raise Conflict(text=f"The data of hard drive {record.id} is there. Delete it with `--forget` left out.")
+        with step(f"Forgetting hard drive {record.id}"), self._store.change() as change:
+            now = change.get(DiskRecord, record.id)
+            if now is not None and now.vm is not None:
+                raise DiskInUse(disk=record.id, vm=now.vm)
+            change.delete(DiskRecord, record.id)
+
     def adopt(self, volume: str, backend: str, driver: DiskDriver | None = None) -> DiskRecord:
         """A record for a volume that exists on *backend* (name or ID) on this node, and that nothing uses.
 

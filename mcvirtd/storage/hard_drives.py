@@ -6,13 +6,13 @@ from typing import Protocol
 
 from mcvirt import names
 from mcvirt.api.storage import HardDriveApi
-from mcvirt.errors import Conflict, DiskInUse, VmNotFound
+from mcvirt.errors import BackendUnavailable, Conflict, DiskInUse, VmNotFound
 from mcvirt.types.storage import DiskInfo
 from mcvirt.types.vm import DiskDriver, DiskSpec
+from mcvirtd.reasons import Reasons
 from mcvirtd.state.records import BackendRecord, DiskRecord, VmRecord
 from mcvirtd.state.store import Store
 from mcvirtd.storage.disks import Disks
-from mcvirtd.storage.reasons import Reasons
 from mcvirtd.tasks.locks import Locks
 from mcvirtd.tasks.task import step
 from mcvirtd.tasks.transaction import Journal, Transaction
@@ -110,14 +110,21 @@ class HardDriveService(HardDriveApi):
                     change.put(record)
             return self._info(record)
 
-    def delete(self, disk: str) -> None:
+    def delete(self, disk: str, forget: bool = False) -> None:
         with self._locks.hold(f"disk:{disk}"):
             record = self._disks.find(disk)
             if record.vm is not None:
                 raise DiskInUse(disk=disk, vm=record.vm)
+            if forget:
+                self._disks.forget(record)
+                return
             reasons = Reasons()
             with reasons.gather():
-                self._disks.check_delete(record)
+                try:
+                    self._disks.check_delete(record)
+                except BackendUnavailable as error:
+                    hint = f"If it is gone for good, `mcvirt hard-drive delete {disk} --forget` forgets the hard drive."
+                    raise BackendUnavailable(**{**error.fields, "reason": f"{error.reason} {hint}"}) from None
             with reasons.gather():
                 self._disks.check_unused(record)
             reasons.raise_all()

@@ -14,12 +14,12 @@ from mcvirt.types.storage import IsoInfo, UploadInfo
 from mcvirt.units import MIB, format_size
 from mcvirtd.auth.caller import current_caller
 from mcvirtd.host import files
+from mcvirtd.reasons import Reasons
 from mcvirtd.state.records import VmRecord
 from mcvirtd.state.store import Store
 from mcvirtd.storage import fetching
 from mcvirtd.storage.fetching import Answer, Fetcher
 from mcvirtd.storage.isos import MOST_BYTES, IsoFile, IsoLibrary, checked_digest
-from mcvirtd.storage.reasons import Reasons
 from mcvirtd.storage.uploads import Uploads
 from mcvirtd.tasks.locks import Locks
 from mcvirtd.tasks.task import current_task, step

@@ -12,11 +12,11 @@ from mcvirt.errors import BackendUnavailable, BadArgument, Conflict, NoSpace, Re
 from mcvirt.types.storage import VolumeFormat
 from mcvirt.types.vm import DiskDriver, DiskSpec, StorageType
 from mcvirt.units import MIB, SECTOR, TIB, format_size
+from mcvirtd.reasons import Reasons
 from mcvirtd.state.records import BackendRecord, DiskRecord
 from mcvirtd.state.store import Store
 from mcvirtd.storage import backends
 from mcvirtd.storage.backends import Nodes
-from mcvirtd.storage.reasons import Reasons
 
 LEAST = MIB
 LIMIT = 64 * TIB

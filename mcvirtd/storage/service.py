@@ -12,12 +12,12 @@ from mcvirt import names
 from mcvirt.api.storage import StorageApi
 from mcvirt.errors import AlreadyExists, BackendUnavailable, BadArgument, Conflict, InUse, McvirtError, NotFound
 from mcvirt.types.storage import BackendInfo, BackendSpec, BackendType, VolumeFormat
+from mcvirtd.reasons import Reasons
 from mcvirtd.state.records import BackendRecord, DiskRecord, NodeRecord, VmRecord
 from mcvirtd.state.store import Change, Store
 from mcvirtd.storage import backends
 from mcvirtd.storage.backends import Nodes
 from mcvirtd.storage.looking import Looking
-from mcvirtd.storage.reasons import Reasons
 from mcvirtd.tasks.locks import Locks
 from mcvirtd.tasks.task import step
 from mcvirtd.tasks.transaction import Journal, Transaction

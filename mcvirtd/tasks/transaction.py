@@ -131,6 +131,13 @@ class Journal:
         rows = self._store.query("SELECT act FROM journal WHERE task = ? ORDER BY seq", (task,))
         return [str(act) for (act,) in rows]
 
+    def withdraw(self, act: str, **arguments: Any) -> None:
+        """What is due of *act* with these arguments (and perhaps more) is no longer wanted."""
+        for seq, text in self._store.query("SELECT seq, arguments FROM journal WHERE act = ?", (act,)):
+            given = msgspec.json.decode(text)
+            if all(given.get(name) == value for name, value in arguments.items()):
+                self.forget(seq)
+
     def due(self) -> dict[str, list[str]]:
         """Task to the directions of its entries that are still due."""
         found: dict[str, list[str]] = {}

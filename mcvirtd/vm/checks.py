@@ -1,56 +1,32 @@
-"""What is asked before anything is changed. Each check returns the refusals it finds, so that all are told at once."""
+"""What is asked before anything is changed. Each check raises its refusal; Reasons tells all of them at once."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Sequence
+from typing import cast
 
 from mcvirt.errors import (
     BadArgument,
     Conflict,
     NotFound,
-    Refused,
-    SeveralReasons,
     TooManyDisks,
     VmLocked,
     VmNotRegistered,
     VmRegistered,
 )
 from mcvirt.names import mac_address
-from mcvirt.types.vm import GraphicsDriver
+from mcvirt.types.vm import DiskDriver, GraphicsDriver, Machine
 from mcvirt.units import KIB, MIB, format_size
+from mcvirtd.hypervisor import designer
+from mcvirtd.hypervisor.design import Bus
 from mcvirtd.state.records import NetworkRecord, NodeRecord, VmRecord
-from mcvirtd.state.store import Store
+from mcvirtd.state.store import Change, Store
 from mcvirtd.vm.design import UNUSABLE_GRAPHICS
 
 MOST_DISKS = 4
 MOST_CPUS = 255
 MOST_ADAPTERS = 16
 LEAST_MEMORY = 4 * MIB
-
-
-class Reasons:
-    """Gathers refusals; `raise_all` raises what was gathered as one error."""
-
-    def __init__(self) -> None:
-        self._found: list[Refused] = []
-
-    def add(self, error: Refused) -> None:
-        """One more reason."""
-        self._found.append(error)
-
-    @contextmanager
-    def gather(self) -> Iterator[None]:
-        """A refusal that the block raises is gathered; the lines after it in the block do not run."""
-        try:
-            yield
-        except Refused as error:
-            self._found.append(error)
-
-    def raise_all(self) -> None:
-        """Raise what was gathered, if anything was."""
-        if self._found:
-            raise SeveralReasons.of(self._found)
 
 
 def memory(size: int, of_node: int) -> None:
@@ -88,6 +64,13 @@ def network(store: Store, name: str, bridge_problem: Callable[[str], str]) -> No
         raise Conflict(text=f"Network '{name}' can't be used on this node: {problem}")
 
 
+def networks_stayed(change: Change, vm: VmRecord) -> None:
+    """No network of the machine was deleted while it was worked on; to be asked in the change that stores it."""
+    for name in dict.fromkeys(vm.adapters.values()):
+        if change.get(NetworkRecord, name) is None:
+            raise Conflict(text=f"Network '{name}' was deleted meanwhile.")
+
+
 def nodes(store: Store, names: Sequence[str], local: str) -> None:
     """The nodes exist, and the local one is among them."""
     for name in names:
@@ -101,6 +84,12 @@ def disk_count(name: str, there: int, more: int) -> None:
     """The machine may have *more* disks than the ones there."""
     if there + more > MOST_DISKS:
         raise TooManyDisks(name=name, count=there + more, limit=MOST_DISKS)
+
+
+def places(machine: Machine, disks: Iterable[tuple[int, DiskDriver]]) -> None:
+    """Disks of these numbers have a place on their buses (IDE has three besides the CD drive)."""
+    for slot, driver in disks:
+        designer.target_name(machine.value, cast(Bus, driver.value.lower()), slot)
 
 
 def adapter_count(there: int, more: int) -> None:

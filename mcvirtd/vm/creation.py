@@ -18,6 +18,7 @@ from mcvirt import names
 from mcvirt.errors import AlreadyExists, Conflict, McvirtError, TaskCancelled, VmIncomplete
 from mcvirt.types.vm import DiskDriver, DiskSpec, GraphicsDriver, Machine, VmSpec
 from mcvirt.units import format_size
+from mcvirtd.reasons import Reasons
 from mcvirtd.state.records import VmRecord
 from mcvirtd.state.store import Store
 from mcvirtd.storage.disks import DiskPlan
@@ -53,7 +54,7 @@ class Creation:
     def plan(self, spec: VmSpec) -> Plan:
         """Check *spec*; raises all refusals together, and changes nothing."""
         self._domains.require_libvirt()
-        reasons = checks.Reasons()
+        reasons = Reasons()
         with reasons.gather():
             names.vm_name(spec.name)
             self._is_new(spec.name)
@@ -76,6 +77,7 @@ class Creation:
         disks: tuple[DiskPlan, ...] = ()
         with reasons.gather():
             disks = self._disks.plan(spec.disks, node=self._node)
+            checks.places(machine, [(slot, disk.driver) for slot, disk in enumerate(disks, 1)])
         reasons.raise_all()
         vm = VmRecord(
             name=spec.name,
@@ -116,18 +118,24 @@ class Creation:
             self._add_disks(name, plan.disks)
             self._add_networks(name, plan.networks)
         except TaskCancelled:
-            with current_task().shielded():
-                self._remove(name)
+            self._take_away(name)
             raise
         except McvirtError as error:
             failure = error
         try:
             with step("Registering the machine in libvirt"):
                 self.register(name)
+        except TaskCancelled:
+            self._take_away(name)
+            raise
         except McvirtError as error:
             failure = failure or error
         if failure is not None:
             raise VmIncomplete(name=name, reason=str(failure)) from failure
+
+    def _take_away(self, name: str) -> None:
+        with current_task().shielded():
+            self._remove(name)
 
     def _add_disks(self, name: str, plans: tuple[DiskPlan, ...]) -> None:
         for slot, plan in enumerate(plans, 1):
@@ -167,11 +175,12 @@ def network_words(network: str) -> str:
     return f"a network adapter on '{network}'"
 
 
-def finish(edit: Callable[..., VmRecord], vm: VmRecord | None, words: str) -> None:
-    """Take one thing off the list of what the machine was to have and has not."""
-    if vm is not None and words in vm.unfinished:
-        left = list(vm.unfinished)
-        left.remove(words)
+def finish(edit: Callable[..., VmRecord], vm: VmRecord | None, *words: str) -> None:
+    """Take the first of *words* that is there off the list of what the machine was to have and has not."""
+    left = list(vm.unfinished) if vm is not None else []
+    found = next((each for each in words if each in left), None)
+    if vm is not None and found is not None:
+        left.remove(found)
         edit(VmRecord, vm.name, unfinished=tuple(left))
 
 

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from mcvirt.errors import Conflict, VmProtected, VmRunning
+from mcvirtd.reasons import Reasons
 from mcvirtd.state.records import DiskRecord, VmRecord
 from mcvirtd.state.store import Change
 from mcvirtd.tasks.task import step
@@ -24,17 +25,18 @@ class Deletion:
     def __init__(self, ground: Ground, drop_grants: Callable[[Change, str], None]) -> None:
         self._store = ground.store
         self._journal = ground.journal
+        self._locks = ground.locks
         self._hypervisor = ground.hypervisor
         self._domains = ground.domains
         self._designs = ground.designs
         self._disks = ground.disks
         self._drop_grants = drop_grants
-        ground.journal.register("vm.finish_delete", self._finish)
+        ground.journal.register("vm.finish_delete", self._finish_after_crash)
 
-    def check(self, name: str) -> VmRecord:
+    def check(self, name: str, *, keep_disks: bool) -> VmRecord:
         """Raise all that stands against deleting the machine."""
         vm = self._domains.machine(name).vm
-        reasons = checks.Reasons()
+        reasons = Reasons()
         with reasons.gather():
             if vm.node is not None and self._domains.is_active(vm):
                 raise VmRunning(name=name)
@@ -42,7 +44,7 @@ class Deletion:
             checks.unlocked(vm)
         if vm.delete_protection:
             reasons.add(VmProtected(name=name))
-        for disk in disks_of(self._store, name):
+        for disk in () if keep_disks else disks_of(self._store, name):
             with reasons.gather():
                 self._disks.check_delete(disk)
         reasons.raise_all()
@@ -51,13 +53,29 @@ class Deletion:
     def carry_out(self, name: str, *, keep_disks: bool, keep_config: bool) -> None:
         """Delete the machine. A failure leaves it with the disks that are still there; deleting again goes on."""
         with self._journal.transaction() as tx:
-            tx.redo("vm.finish_delete", name=name, keep_disks=keep_disks, keep_config=keep_config)
+            tx.redo(
+                "vm.finish_delete",
+                name=name,
+                revision=self._revision_of(name),
+                keep_disks=keep_disks,
+                keep_config=keep_config,
+            )
             self._finish(name, keep_disks, keep_config)
             tx.keep()
 
     def remove(self, name: str) -> None:
         """Take away a machine that was just being made."""
         self._finish(name, keep_disks=False, keep_config=False)
+
+    def _finish_after_crash(self, name: str, revision: int, keep_disks: bool, keep_config: bool) -> None:
+        with self._locks.hold(f"vm:{name}"):
+            # Where libvirt was away at the start, that may be later: who has used the machine since wants to keep it.
+            if self._revision_of(name) == revision:
+                self._finish(name, keep_disks, keep_config)
+
+    def _revision_of(self, name: str) -> int:
+        rows = self._store.query("SELECT revision FROM record WHERE kind = ? AND key = ?", (VmRecord.kind, name))
+        return int(rows[0][0]) if rows else -1
 
     def _finish(self, name: str, keep_disks: bool, keep_config: bool) -> None:
         vm = self._store.get(VmRecord, name)

@@ -17,11 +17,12 @@ from mcvirtd.hypervisor.xml.interface import interface_xml
 from mcvirtd.hypervisor.xml.live import LiveDomain, live_domain
 from mcvirtd.state.records import VmRecord
 from mcvirtd.state.store import Store
+from mcvirtd.tasks.locks import Locks
 from mcvirtd.tasks.transaction import Journal
 from mcvirtd.vm.design import Designer, Machine, disks_of
 
 # Buses on which a guest takes and gives disks while it runs.
-HOT_BUSES = frozenset({"virtio", "usb"})
+HOT_BUSES = frozenset({"virtio", "scsi", "usb"})
 
 
 class Domains:
@@ -33,9 +34,17 @@ class Domains:
     """
 
     def __init__(
-        self, store: Store, hypervisor: HypervisorVerbs, designs: Designer, journal: Journal, node: str
+        self,
+        *,
+        store: Store,
+        hypervisor: HypervisorVerbs,
+        designs: Designer,
+        journal: Journal,
+        locks: Locks,
+        node: str,
     ) -> None:
         self._store = store
+        self._locks = locks
         self._hypervisor = hypervisor
         self._designs = designs
         self._node = node
@@ -91,9 +100,8 @@ class Domains:
             self._align_devices(design, live_domain(self._hypervisor.description(machine.vm.uuid)))
 
     def live(self, vm: VmRecord) -> LiveDomain | None:
-        """What the running domain has now; None if it does not run."""
-        state = self._hypervisor.state(vm.uuid)
-        if state is None or not state.active:
+        """What the running domain has now; None if it does not run; LibvirtUnreachable if that can't be known."""
+        if not self.is_active(vm):
             return None
         return live_domain(self._hypervisor.description(vm.uuid))
 
@@ -102,11 +110,7 @@ class Domains:
         with contextlib.suppress(McvirtError):
             live = self.live(machine.vm)
             if live is not None:
-                return (
-                    live.memory != machine.vm.memory
-                    or live.cpu_count != machine.vm.cpu_count
-                    or len(live.disks) != len(machine.disks)
-                )
+                return _facts(live) != _facts(live_domain(self._hypervisor.description(machine.vm.uuid, inactive=True)))
         return False
 
     def _align_devices(self, design: DomainDesign, live: LiveDomain) -> None:
@@ -133,15 +137,25 @@ class Domains:
 
     def _align_stored(self, name: str) -> None:
         """Undo: the domain is as the record in the store says; nothing where there is none, or none registered here."""
-        vm = self._store.get(VmRecord, name)
-        if vm is not None and vm.node == self._node:
-            self.align(self.machine(name))
+        # What could not be undone at once is undone later, when others may be at work on the machine.
+        with self._locks.hold(f"vm:{name}"):
+            vm = self._store.get(VmRecord, name)
+            if vm is not None and vm.node == self._node:
+                self.align(self.machine(name))
 
     def _undefine_unless_stored(self, name: str, uuid: str) -> None:
         """Undo: no domain, unless the record says by now that the machine is registered here."""
-        vm = self._store.get(VmRecord, name)
-        if vm is None or vm.uuid != uuid or vm.node != self._node:
-            self._hypervisor.undefine(uuid)
+        with self._locks.hold(f"vm:{name}"):
+            vm = self._store.get(VmRecord, name)
+            if vm is None or vm.uuid != uuid or vm.node != self._node:
+                self._hypervisor.undefine(uuid)
+
+
+def _facts(domain: LiveDomain) -> tuple[object, ...]:
+    """What is to be the same in a running domain and in its definition."""
+    disks = {name: disk.source for name, disk in domain.disks.items()}
+    adapters = {mac: adapter.source for mac, adapter in domain.adapters.items()}
+    return domain.memory, domain.cpu_count, domain.video, domain.features, disks, adapters, domain.disc
 
 
 def target(design: DomainDesign, disk: DiskDesign) -> str:

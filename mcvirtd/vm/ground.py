@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from mcvirtd.hypervisor.verbs import HypervisorVerbs
 from mcvirtd.state.store import Store
 from mcvirtd.storage.disks import Disks
+from mcvirtd.tasks.locks import Locks
 from mcvirtd.tasks.transaction import Journal
 from mcvirtd.vm.design import Designer
 from mcvirtd.vm.domains import Domains
@@ -20,6 +21,7 @@ class Ground:
     node: str
     store: Store
     journal: Journal
+    locks: Locks
     hypervisor: HypervisorVerbs
     domains: Domains
     designs: Designer

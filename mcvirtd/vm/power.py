@@ -13,11 +13,14 @@ from mcvirt.errors import (
     UnsuitableNode,
     VmAlreadyRunning,
     VmNotRegistered,
+    VmPaused,
     VmRegistered,
     VmRunning,
     VmStopped,
 )
+from mcvirt.types.vm import PowerState
 from mcvirtd.hypervisor.states import DomainState
+from mcvirtd.reasons import Reasons
 from mcvirtd.state.records import VmRecord
 from mcvirtd.tasks.task import current_task, step
 from mcvirtd.vm import checks
@@ -34,6 +37,7 @@ class Power:
     def __init__(self, ground: Ground) -> None:
         self._store = ground.store
         self._journal = ground.journal
+        self._locks = ground.locks
         self._hypervisor = ground.hypervisor
         self._domains = ground.domains
         self._designs = ground.designs
@@ -58,6 +62,8 @@ class Power:
                 started = self._hypervisor.start(machine.vm.uuid)
                 if not started:
                     raise VmAlreadyRunning(name=name)
+            # A deletion that a crash interrupted may not be finished yet: who starts the machine does not want it.
+            self._journal.withdraw("vm.finish_delete", name=name)
             if wanted.vm == machine.vm:
                 # Nothing to tell the other nodes: a start must not depend on any of them.
                 tx.keep()
@@ -67,11 +73,12 @@ class Power:
 
     def _check_start(self, machine: Machine) -> None:
         vm = machine.vm
-        reasons = checks.Reasons()
+        reasons = Reasons()
         with reasons.gather():
             checks.registered_here(vm, self._node)
             if self._domains.is_active(vm):
-                raise VmAlreadyRunning(name=vm.name)
+                paused = self._domains.power_state(vm) is PowerState.PAUSED
+                raise (VmPaused if paused else VmAlreadyRunning)(name=vm.name)
         with reasons.gather():
             checks.unlocked(vm)
         self.check_parts(machine, reasons)
@@ -79,7 +86,7 @@ class Power:
             self._designs.iso_path(vm)
         reasons.raise_all()
 
-    def check_parts(self, machine: Machine, reasons: checks.Reasons) -> None:
+    def check_parts(self, machine: Machine, reasons: Reasons) -> None:
         """All that the machine stands on is there on this node."""
         for disk in machine.disks:
             problem = self._disks.available(disk)
@@ -136,7 +143,7 @@ class Power:
         machine = self._domains.machine(name)
         vm = machine.vm
         self._domains.require_libvirt()
-        reasons = checks.Reasons()
+        reasons = Reasons()
         if vm.node is not None and not self._domains.is_missing(vm):
             reasons.add(VmRegistered(name=name, node=vm.node))
         with reasons.gather():
@@ -151,7 +158,7 @@ class Power:
     def unregister(self, name: str) -> None:
         """Take the stopped machine out of libvirt."""
         vm = self._domains.machine(name).vm
-        reasons = checks.Reasons()
+        reasons = Reasons()
         if vm.node is None:
             reasons.add(VmNotRegistered(name=name))
         with reasons.gather():
@@ -167,12 +174,13 @@ class Power:
                 change.edit(VmRecord, name, node=None)
 
     def _finish_unregister(self, name: str) -> None:
-        vm = self._store.get(VmRecord, name)
-        if vm is None or vm.node != self._node:
-            return
-        self._hypervisor.undefine(vm.uuid)
-        with self._store.change() as change:
-            change.edit(VmRecord, name, node=None)
+        with self._locks.hold(f"vm:{name}"):
+            vm = self._store.get(VmRecord, name)
+            if vm is None or vm.node != self._node or self._domains.is_active(vm):
+                return  # somebody uses it again
+            self._hypervisor.undefine(vm.uuid)
+            with self._store.change() as change:
+                change.edit(VmRecord, name, node=None)
 
 
 def _is_off(state: DomainState | None) -> bool:

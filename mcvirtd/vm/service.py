@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import msgspec
+
+from mcvirt import names
 from mcvirt.api.vm import VmApi
 from mcvirt.errors import Conflict, VmNotFound, VmStopped
 from mcvirt.types.vm import (
@@ -80,12 +83,13 @@ class VmService(VmApi):
 
     def delete(self, name: str, keep_disks: bool = False, keep_config: bool = False) -> None:
         with self._locks.hold(f"vm:{name}"):
-            self._deletion.check(name)
+            self._deletion.check(name, keep_disks=keep_disks)
             self._deletion.carry_out(name, keep_disks=keep_disks, keep_config=keep_config)
 
     def start(self, name: str, iso: str | None = None) -> None:
-        with self._locks.hold(f"vm:{name}"):
-            self._power.start(name, iso)
+        image = names.iso_name(iso) if iso else None
+        with self._locks.hold(f"vm:{name}", *_lock_of(image)):
+            self._power.start(name, image)
 
     def stop(self, name: str) -> None:
         with self._locks.hold(f"vm:{name}"):
@@ -111,7 +115,9 @@ class VmService(VmApi):
             self._power.unregister(name)
 
     def update(self, name: str, change: VmChange) -> VmInfo:
-        with self._locks.hold(f"vm:{name}"):
+        if change.iso:
+            change = msgspec.structs.replace(change, iso=names.iso_name(change.iso))
+        with self._locks.hold(f"vm:{name}", *_lock_of(change.iso)):
             self._changes.carry_out(self._changes.plan(name, change))
             return self.info(name)
 
@@ -161,3 +167,8 @@ class VmService(VmApi):
         if not self._domains.is_active(vm):
             raise VmStopped(name=name)
         return vm
+
+
+def _lock_of(image: str | None) -> tuple[str, ...]:
+    """The lock that keeps an image from being deleted while it is put into a drive."""
+    return (f"iso:{image}",) if image else ()

@@ -72,7 +72,9 @@ class Network:
 
     def tcp(self, address: str = "127.0.0.1") -> socket.socket:
         """A connection that has said nothing yet."""
-        return self.run(socket.create_connection, (address, self.port), WITHIN)
+        sock = self.run(socket.create_connection, (address, self.port), WITHIN)
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # small messages follow each other
+        return sock
 
     @property
     def port(self) -> int:

@@ -6,11 +6,13 @@ import json
 import marshal
 import os
 import resource
+import socket
 import ssl
 import struct
 import time
 import zlib
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +23,7 @@ from mcvirt import api
 from mcvirt.errors import DaemonBusy
 from mcvirt.rpc.contract import Operation, operations
 from mcvirt_client import Client
+from mcvirtd.rpc.incoming import HungUp, receive, send
 from tests.node.attacker import (
     BATCH,
     COMPRESSED,
@@ -211,6 +214,35 @@ def test_no_more_files_for_the_daemon(sim_node: McvirtNode, network: Network) ->
             for sock in crowd:
                 sock.close()
             resource.prlimit(pid, resource.RLIMIT_NOFILE, limits)
+
+
+def test_a_message_that_trickles_in_or_out_has_its_time_too() -> None:
+    # Of who has logged in: the daemon's own limits are too long to be waited for.
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        data = frame(INVOKE, call_data("vm", "list"))
+        for byte in data[:40]:
+            theirs.send(bytes([byte]))
+        with pytest.raises(HungUp):
+            receive(ours, most=MIB, patience=10.0, within=0.2)
+        with pytest.raises(HungUp):
+            send(ours, RESULT, 1, b" " * (64 * MIB), within=0.2)
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        theirs.sendall(data + data)
+        for _ in range(2):
+            assert receive(ours, most=MIB, patience=10.0, within=10.0).data == call_data("vm", "list")
+        with pytest.raises(HungUp):
+            receive(ours, most=MIB, patience=0.05, within=10.0)
+
+
+def test_an_answer_in_many_pieces_arrives_whole() -> None:
+    ours, theirs = socket.socketpair()
+    with ours, theirs, ThreadPoolExecutor(1) as thread:
+        sent = thread.submit(send, ours, RESULT, 7, b"x" * (5 * MIB), within=10.0)
+        received = receive(theirs, most=5 * MIB, patience=10.0, within=10.0)
+        sent.result(10)
+    assert (received.kind, received.sequence, received.data) == (RESULT, 7, b"x" * (5 * MIB))
 
 
 # --- no TLS, or no Pyro -----------------------------------------------------------------------------------------------
@@ -465,7 +497,7 @@ def _fits(value: Any, type_: Any) -> bool:
     return True
 
 
-def _plausible(type_: Any) -> Any:
+def plausible(type_: Any) -> Any:
     """Some value of that type."""
     for value in ("abc", "YWJj", 1, [], {}, True, None):
         if _fits(value, type_):
@@ -482,7 +514,7 @@ def _plausible(type_: Any) -> Any:
 
 @pytest.mark.parametrize("operation", _operations(), ids=str)
 def test_arguments_of_a_wrong_type(network: Network, operation: Operation) -> None:
-    good = {p.name: _plausible(operation.hints[p.name]) for p in operation.parameters}
+    good = {p.name: plausible(operation.hints[p.name]) for p in operation.parameters}
     with network.wire() as wire:
         for name in good:
             wrong = [value for value in CANDIDATES if not _fits(value, operation.hints[name])]
@@ -539,7 +571,7 @@ def _harmless(operation: Operation, name: str, value: Any) -> bool:
 
 @pytest.mark.parametrize("operation", [each for each in _operations() if each.parameters], ids=str)
 def test_hostile_values_of_the_right_type(network: Network, operation: Operation) -> None:
-    good = {p.name: _plausible(operation.hints[p.name]) for p in operation.parameters}
+    good = {p.name: plausible(operation.hints[p.name]) for p in operation.parameters}
     with network.wire() as wire:
         for name in good:
             for bad in _spoilt(good[name], operation.hints[name]):

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from mcvirt.errors import McvirtError
 from mcvirt_client.cli.commands.machine import vm_name
+from mcvirt_client.cli.output import clean
 from mcvirt_client.cli.parser import Command, Parser
 from mcvirt_client.cli.report import UsageError
 
@@ -47,10 +48,12 @@ def _console(context: Context) -> None:
 def _attach(context: Context, name: str) -> None:
     client = context.client
     console = client.vms.console_open(name)
-    if sys.stdin.isatty():
-        context.out.say(f"Connected to the serial console of {name}. Ctrl-] leaves it.")
     try:
         with _Raw():
+            # Said once every key goes to the guest: who reads it may type at once.
+            if sys.stdin.isatty() and not context.args.quiet:
+                context.out.stderr.write(f"Connected to the serial console of {clean(name)}. Ctrl-] leaves it.\r\n")
+                context.out.stderr.flush()
             _Session(client, name, console).run()
     finally:
         try:
@@ -72,7 +75,7 @@ class _Raw:
 
             self._fd = sys.stdin.fileno()
             self._before = termios.tcgetattr(self._fd)
-            tty.setraw(self._fd)
+            tty.setraw(self._fd, termios.TCSADRAIN)  # what was typed ahead is for the guest
 
     def __exit__(self, *_: object) -> None:
         if self._before is not None:

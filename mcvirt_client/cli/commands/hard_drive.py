@@ -98,10 +98,15 @@ def _import(context: Context) -> None:
     context.out.value(disk, lambda: f"Created hard drive: {disk.id}\n")
 
 
+def _delete_arguments(parser: Parser) -> None:
+    _id(parser)
+    parser.add_argument("--forget", action="store_true", help="its storage is gone for good: take it off the list")
+
+
 def _delete(context: Context) -> None:
-    disk = context.args.hard_drive_id
-    context.confirm(f"Delete hard drive {disk} and the data on it?")
-    context.client.hard_drives.delete(disk)
+    disk, forget = context.args.hard_drive_id, context.args.forget
+    context.confirm(f"Forget hard drive {disk}?" if forget else f"Delete hard drive {disk} and the data on it?")
+    context.client.hard_drives.delete(disk, forget)
     context.done("", {"deleted": disk})
 
 
@@ -143,8 +148,8 @@ COMMANDS = {
             "delete": Command(
                 "Delete a detached hard drive and its data",
                 _delete,
-                _id,
-                examples=(f"mcvirt hard-drive delete {HD}",),
+                _delete_arguments,
+                examples=(f"mcvirt hard-drive delete {HD}", f"mcvirt hard-drive delete {HD} --forget"),
             ),
         },
     )

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from mcvirt_client.cli.parser import Command, Parser
-from mcvirt_client.cli.report import UsageError
+from mcvirt_client.cli.report import UsageError, after_changes
 
 if TYPE_CHECKING:
     from mcvirt_client.cli.context import Context
@@ -49,9 +49,14 @@ def _permission(context: Context) -> None:
         raise UsageError("Say whom to add or delete.", EXPLAINED)
     if args.vm_name is not None and any(role == "superuser" for _, role, _ in changes):
         raise UsageError("Superusers are superusers everywhere: use --global.", EXPLAINED)
-    done = []
+    done: list[dict[str, object]] = []
     for verb, role, users in changes:
-        _change(context, verb, role, users)
+        try:
+            _change(context, verb, role, users)
+        except Exception as error:
+            if done:
+                raise after_changes(error) from None
+            raise
         done.append({"change": verb, "role": role, "users": users, "vm": args.vm_name})
     context.done("", done)
 

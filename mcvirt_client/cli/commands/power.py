@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from mcvirt_client.cli.parser import Command, Parser
+from mcvirt_client.cli.report import after_changes
 from mcvirt_client.tasks import Detached
 
 if TYPE_CHECKING:
@@ -51,8 +52,10 @@ def _each(context: Context, operation: str, action: str, success: str, failure: 
                 if not context.out.json:
                     context.out.stdout.write(f"{detached.ref.task}\n")
                 continue
-            except Exception:
+            except Exception as error:
                 context.out.warn(f"Error while {failure} VM {name}")
+                if done or tasks:
+                    raise after_changes(error) from None
                 raise
             done.append(name)
             if not context.out.json:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from mcvirt_client.cli.output import DIM, GREEN, RED, YELLOW
+from mcvirt_client.cli.output import DIM, GREEN, RED, YELLOW, about
 from mcvirt_client.cli.parser import Command, Parser
 from mcvirt_client.cli.report import UsageError
 
@@ -95,8 +95,6 @@ def _info(context: Context) -> None:
 
 
 def _nodes(out: Output, nodes: tuple[NodeInfo, ...]) -> str:
-    from mcvirt.units import format_size
-
     lines = [
         (
             node.name,
@@ -106,7 +104,7 @@ def _nodes(out: Output, nodes: tuple[NodeInfo, ...]) -> str:
             str(node.revision),
             "Unknown" if node.lag is None else str(node.lag),
             f"{node.cpu_count} x {_percent(node.cpu_percent)}",
-            f"{format_size(node.memory_used)} of {format_size(node.memory)}",
+            f"{about(node.memory_used)} of {about(node.memory)}",
             f"{node.vms_running} of {node.vms}",
             f"{node.accelerator} ({node.accelerator_reason})" if node.accelerator_reason else node.accelerator,
         )
@@ -125,15 +123,16 @@ def _percent(value: float | None) -> str:
 def _vm(out: Output, info: VmInfo) -> str:
     from mcvirt.units import format_size
 
-    running = info.state.value in ("RUNNING", "PAUSED")
-    unused = "Unknown" if running else "Not running"
+    # Registered, and libvirt has not lost it: then an unknown state says nothing about the guest.
+    stopped = info.state.value == "STOPPED" or info.node is None or info.missing
+    unused = "Not running" if stopped else "Unknown"
     usage = info.usage
     rows = [
         ("Name", info.name),
         ("CPU Cores", str(info.cpu_count)),
         ("Guest CPU Usage", _percent(usage.cpu_percent) if usage else unused),
         ("Memory Allocation", format_size(info.memory)),
-        ("Guest Memory Usage", format_size(usage.memory) if usage else unused),
+        ("Guest Memory Usage", about(usage.memory) if usage else unused),
         ("State", MISSING if info.missing else info.state.value),
         ("Auto-start", info.autostart.value),
         ("Node", info.node or UNREGISTERED),

@@ -135,7 +135,7 @@ COMMANDS = {
                 "End sessions",
                 _revoke,
                 _revoke_arguments,
-                examples=("mcvirt session revoke ss-0123456789", "mcvirt session revoke --user alice"),
+                examples=("mcvirt session revoke 8473046254a0", "mcvirt session revoke --user alice"),
             ),
         },
     ),

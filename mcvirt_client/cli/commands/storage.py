@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from mcvirt_client.cli.output import about
 from mcvirt_client.cli.parser import Command, Group, Parser, capital
 from mcvirt_client.cli.report import UsageError
 
@@ -23,8 +24,6 @@ def _list(context: Context) -> None:
 
 
 def _table(context: Context, backends: Iterable[BackendInfo]) -> str:
-    from mcvirt.units import format_size
-
     def nodes(backend: BackendInfo) -> str:
         return ", ".join(
             f"{node} ({place})" if place and place != backend.location else node
@@ -40,7 +39,7 @@ def _table(context: Context, backends: Iterable[BackendInfo]) -> str:
                 backend.location or "",
                 nodes(backend),
                 "Yes" if backend.shared else "No",
-                "Unknown" if backend.free is None else format_size(backend.free),
+                "Unknown" if backend.free is None else about(backend.free),
                 backend.id,
             )
             for backend in backends

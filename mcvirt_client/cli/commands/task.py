@@ -74,7 +74,25 @@ def _cancel(context: Context) -> None:
     context.done(f"Task {task} was asked to stop, and undoes what it has begun", {"cancelled": task})
 
 
-ID = "tsk-0123456789abcdef01-0123456789abcdef012345"
+def _clear(context: Context) -> None:
+    from mcvirt.errors import Conflict
+
+    cancelled = []
+    running = [task for task in context.client.tasks.list(False) if task.state.value == "RUNNING"]
+    if running:
+        named = ", ".join(f"{task.operation} {task.target}".rstrip() for task in running)
+        context.confirm(f"Cancel {named}?")
+    for task in running:
+        try:
+            context.client.tasks.cancel(task.id)
+        except Conflict:
+            continue  # it has ended meanwhile
+        cancelled.append(task.id)
+    text = "\n".join(f"Running task cancelled: {task}" for task in cancelled) or "No running tasks"
+    context.done(text, {"cancelled": cancelled})
+
+
+ID = "680c2852"
 
 COMMANDS = {
     "task": Group(
@@ -91,5 +109,11 @@ COMMANDS = {
                 "Ask a task to stop; it undoes what it has begun", _cancel, _id, examples=(f"mcvirt task cancel {ID}",)
             ),
         },
-    )
+    ),
+    "clear-method-lock": Command(
+        "Cancel the tasks that are running",
+        _clear,
+        description="One's own, or for superusers everybody's. `mcvirt task cancel` cancels a single one.",
+        examples=("mcvirt clear-method-lock",),
+    ),
 }

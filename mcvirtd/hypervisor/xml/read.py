@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
+
 from mcvirtd.hypervisor.xml.domain import NAMESPACE
 from mcvirtd.hypervisor.xml.tree import Element, from_text
 
@@ -15,6 +17,15 @@ def source_paths(domain: str) -> frozenset[str]:
             if path:
                 paths.add(path)
     return frozenset(paths)
+
+
+def path_users(descriptions: Iterable[tuple[str, str]]) -> Mapping[str, frozenset[str]]:
+    """From UUIDs and descriptions: every path -> UUIDs of the domains that stand on it."""
+    users: dict[str, set[str]] = {}
+    for uuid, domain in descriptions:
+        for path in source_paths(domain):
+            users.setdefault(path, set()).add(uuid)
+    return {path: frozenset(uuids) for path, uuids in users.items()}
 
 
 def vnc_port(domain: str) -> int | None:

@@ -195,7 +195,8 @@ def test_a_generated_password_is_shown_once(capsys):
         ("lock web1 --unlock", "vms.set_lock", ("web1", False)),
         ("hard-drive attach hd-1 web1", "hard_drives.attach", ("hd-1", "web1")),
         ("hard-drive detach hd-1", "hard_drives.detach", ("hd-1",)),
-        ("hard-drive delete hd-1", "hard_drives.delete", ("hd-1",)),
+        ("hard-drive delete hd-1", "hard_drives.delete", ("hd-1", False)),
+        ("hard-drive delete hd-1 --forget", "hard_drives.delete", ("hd-1", True)),
         ("iso delete x.iso --node n2", "isos.delete", ("x.iso", "n2")),
         ("storage add-node ssd --node n2 vg2 --node n3", "storage.add_nodes", ("ssd", {"n2": "vg2", "n3": ""})),
         ("storage remove-node ssd --node n2 --node n3", "storage.remove_nodes", ("ssd", ("n2", "n3"))),
@@ -215,6 +216,33 @@ def test_words_become_one_call(line, label, args):
     client = Client(audit__list=())
     assert run_with(client, line) == 0
     assert client.calls == [(label, args, {})]
+
+
+def test_clear_method_lock_cancels_what_runs_and_nothing_else(capsys):
+    replace = msgspec.structs.replace
+    running = replace(TASK, id="tsk-1", state=TaskState.RUNNING)
+    client = Client(tasks__list=(running, replace(running, id="tsk-2", state=TaskState.STUCK)))
+    assert run_with(client, "clear-method-lock") == 0
+    assert client.calls == [("tasks.list", (False,), {}), ("tasks.cancel", ("tsk-1",), {})]
+    assert "Running task cancelled: tsk-1\n" in capsys.readouterr().err
+    assert run_with(Client(tasks__list=()), "clear-method-lock") == 0
+    assert capsys.readouterr().err == "No running tasks\n"
+
+
+@pytest.mark.parametrize(
+    ("how", "said"),
+    [
+        ({"state": PowerState.STOPPED}, "Not running"),
+        ({"state": PowerState.RUNNING}, "Unknown"),
+        ({"state": PowerState.UNKNOWN}, "Unknown"),
+        ({"state": PowerState.UNKNOWN, "missing": True}, "Not running"),
+        ({"state": PowerState.UNKNOWN, "node": None}, "Not running"),
+    ],
+)
+def test_usage_of_a_guest_that_nothing_is_known_of(how, said, capsys):
+    assert run_with(Client(vms__info=msgspec.structs.replace(INFO, **how)), "info web1") == 0
+    rows = dict(line.split("  ", 1) for line in capsys.readouterr().out.splitlines() if line.startswith("Guest "))
+    assert {value.strip() for value in rows.values()} == {said}
 
 
 def test_update_changes_what_is_named_and_nothing_else():

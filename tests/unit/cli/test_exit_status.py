@@ -72,7 +72,7 @@ def test_start_goes_in_order_and_the_first_failure_ends_it(capsys):
             raise errors.VmLocked(name="b")
 
     client = Client(vms__start=start)
-    assert run_with(client, "start a b c") == 3
+    assert run_with(client, "start a b c") == 1  # not 3: something was changed
     assert [args for _, args, _ in client.calls] == [("a",), ("b",)]
     out, err = capsys.readouterr()
     assert out == ""
@@ -80,12 +80,29 @@ def test_start_goes_in_order_and_the_first_failure_ends_it(capsys):
     assert "locked" in err
 
 
+def test_two_changes_of_rights_of_which_the_second_is_refused(capsys):
+    def remove_users(name, users, vm=None):
+        raise errors.Conflict(text="They are not in it.")
+
+    client = Client(groups__remove_users=remove_users)
+    assert run_with(client, "permission web1 --add-user a --delete-owner a") == 1
+    assert run_with(client, "permission web1 --delete-owner a") == 3
+    assert "They are not in it" in capsys.readouterr().err
+
+
+def test_refused_at_the_first_means_that_nothing_was_changed(capsys):
+    def start(name, iso=None):
+        raise errors.VmLocked(name=name)
+
+    assert run_with(Client(vms__start=start), "start a b") == 3
+
+
 def test_start_with_json_says_what_was_done(capsys):
     def start(name, iso=None):
         if name == "b":
             raise errors.VmLocked(name="b")
 
-    assert run_with(Client(vms__start=start), "--json start a b c") == 3
+    assert run_with(Client(vms__start=start), "--json start a b c") == 1
     assert json.loads(capsys.readouterr().out) == {"operation": "start", "done": ["a"], "tasks": {}}
 
 
@@ -119,7 +136,10 @@ def test_what_was_done_without_a_node_says_so_with_a_status_of_its_own(capsys):
     client = Client(networks__delete=lambda *args, **kwargs: client.away.update(("node2", "node3")))
     assert run_with(client, "network delete backbone") == errors.EXIT_NODE_AWAY == 6
     err = capsys.readouterr().err
-    assert err.splitlines()[-1] == "Nodes 'node2', 'node3' are away and have not got this; they take it over when they are back."
+    assert (
+        err.splitlines()[-1]
+        == "Nodes 'node2', 'node3' are away and have not got this; they take it over when they are back."
+    )
     assert client.away == set()
     client.answers["networks.delete"] = None
     assert run_with(client, "network delete backbone") == 0

@@ -72,6 +72,24 @@ def test_list_imports_nothing_slow(tmp_path, script, status):
     assert modules & FORBIDDEN == set()
 
 
+@pytest.mark.parametrize(("redirected", "status"), [(">&-", 0), ("<&-", 0), ("2>&-", 0), (">/dev/full", 1)])
+def test_closed_and_full_streams_make_no_traceback(tmp_path, redirected, status):
+    script = tmp_path / "mcvirt"
+    script.write_text("from mcvirt_client.cli.main import main\nmain()\n")
+    env = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    ran = subprocess.run(
+        ["sh", "-c", f'"$0" "$1" --version {redirected}', sys.executable, str(script)],
+        env=env,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert ran.returncode == status
+    assert "Traceback" not in ran.stderr
+    assert ran.stderr.count("\n") == status
+
+
 def test_bad_usage_does_not_import_the_wire(tmp_path):
     got, _, modules = modules_of(USAGE, tmp_path)
     assert got == 2

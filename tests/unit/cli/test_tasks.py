@@ -6,7 +6,7 @@ from datetime import UTC, datetime
 import msgspec
 import pytest
 
-from mcvirt.errors import DeadlinePassed, Failed, NoSpace, TaskCancelled
+from mcvirt.errors import Conflict, DeadlinePassed, Failed, NoSpace, TaskCancelled
 from mcvirt.types.task import StepInfo, TaskInfo, TaskNews, TaskState
 from mcvirt_client.cli.output import Output, cells
 from mcvirt_client.cli.progress import Bars, bar, choose_on_interrupt, describe
@@ -121,6 +121,13 @@ def test_ctrl_c_asks_at_a_terminal(monkeypatch, answer, cancelled, detached):
     assert bool(client.calls) == cancelled
 
 
+def test_a_task_that_ended_meanwhile_needs_no_cancelling(monkeypatch):
+    monkeypatch.setattr("sys.stdin", Terminal("c\n"))
+    client = Client(tasks__cancel=Conflict(text="Over already."))
+    choose_on_interrupt(client, "tsk-1", Output(stderr=Terminal()))  # type: ignore[arg-type]
+    assert client.calls == [("tasks.cancel", ("tsk-1",), {})]
+
+
 def test_ctrl_c_detaches_where_nobody_can_be_asked(monkeypatch):
     monkeypatch.setattr("sys.stdin", io.StringIO("c\n"))
     client = Client()
@@ -133,14 +140,15 @@ def steps(*finished: bool) -> tuple[StepInfo, ...]:
     return tuple(StepInfo(name=f"Step {n}", finished=done) for n, done in enumerate(finished))
 
 
-def test_without_a_terminal_each_finished_step_is_a_line_once():
+def test_without_a_terminal_there_is_no_progress():
     err = io.StringIO()
     show = Bars(Output(stderr=err))
     show(news(1, steps=steps(False)).info)
     show(news(2, steps=steps(True, False)).info)
     show(news(3, steps=steps(True, True)).info)
     show(news(4, TaskState.DONE, steps=steps(True, True)).info)
-    assert err.getvalue() == "Step 0 ... done\nStep 1 ... done\n"
+    show.amount("Sending", 10, 10)
+    assert err.getvalue() == ""
 
 
 def test_on_a_terminal_the_bar_fits_and_is_gone_at_the_end(monkeypatch):

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable
 
 import msgspec
 import pytest
 
 from mcvirt.errors import DeadlinePassed, LibvirtFailed, LibvirtUnreachable
+from mcvirtd.hypervisor import words
 from mcvirtd.hypervisor.accelerator import choose, cpu_has_it, device_trouble
-from mcvirtd.hypervisor.console import BUFFER_LIMIT, Console
+from mcvirtd.hypervisor.console import BUFFER_LIMIT, Console, console_on
 from mcvirtd.hypervisor.devices import DeviceNews
-from mcvirtd.hypervisor.keeper import Keeper, Link, Lost
+from mcvirtd.hypervisor.keeper import Keeper, Link
+from mcvirtd.hypervisor.pool import MOST_IDLE, Lost, Pool
 from mcvirtd.hypervisor.states import DomainState, DomainStates
 
 ONE = DomainState(uuid="1", name="one", condition="running", id=7)
@@ -77,6 +80,48 @@ def test_a_console_keeps_the_newest_and_ends_once_read() -> None:
     assert hung_up == [True]
 
 
+class _Wire:
+    """The other end of a console, without a hypervisor."""
+
+    def __init__(self) -> None:
+        self.waiting: list[bytes] = []
+        self.calls: list[str] = []
+        self.sent = b""
+
+    def listen(self, heard: Callable[[bool], None]) -> None:
+        self.heard = heard
+
+    def deafen(self) -> None:
+        self.calls.append("deafen")
+
+    def receive(self) -> bytes | None:
+        return self.waiting.pop(0) if self.waiting else None
+
+    def send(self, data: bytes) -> int:
+        self.sent += data[:2]
+        return len(data[:2])
+
+    def end(self) -> None:
+        self.calls.append("end")
+
+
+def test_a_console_listens_until_its_stream_is_over_and_hangs_up_once() -> None:
+    wire = _Wire()
+    console = console_on(wire)
+    wire.waiting = [b"one ", b"two"]
+    wire.heard(False)
+    assert console.read(0) == b"one two" and wire.calls == []
+    console.write(b"typed")
+    assert wire.sent == b"typed"
+    wire.waiting = [b"last", b""]
+    wire.heard(False)
+    assert wire.calls == ["deafen"]
+    assert console.read(0) == b"last" and console.ended
+    console.close()
+    console.close()
+    assert wire.calls == ["deafen", "end"]
+
+
 def test_a_refusal_and_a_silence_are_told_apart() -> None:
     news = DeviceNews()
     since = news.heard("1")
@@ -103,7 +148,7 @@ class _Flaky(Keeper):
         if self.failures:
             self.failures -= 1
             raise Lost("nobody is there.")
-        self.opened.append(Link(object()))
+        self.opened.append(Link(object(), Pool(object, lambda conn: None, lambda conn: True)))
         return self.opened[-1]
 
     def _read(self, link: Link, uuid: str) -> None:
@@ -145,6 +190,65 @@ def test_what_no_event_tells_is_found_by_review(monkeypatch: pytest.MonkeyPatch)
     keeper.close()
 
 
+class _Connections:
+    """Makes numbers for connections; ``gate`` holds the making back."""
+
+    def __init__(self) -> None:
+        self.made: list[int] = []
+        self.ended: list[int] = []
+        self.dead: set[int] = set()
+        self.gate = threading.Event()
+        self.gate.set()
+        self.trouble: str | None = None
+        self.pool = Pool(self.make, self.ended.append, lambda conn: conn not in self.dead)
+
+    def make(self) -> int:
+        self.gate.wait(10)
+        if self.trouble:
+            raise Lost(self.trouble)
+        self.made.append(len(self.made))
+        return self.made[-1]
+
+
+def test_a_connection_is_never_shared_and_used_again() -> None:
+    connections = _Connections()
+    first, second = connections.pool.take(), connections.pool.take()
+    assert first != second
+    connections.pool.give(first)
+    assert connections.pool.take() == first
+    connections.dead.add(second)
+    connections.pool.give(second)
+    assert connections.ended == [second]
+    more = [connections.pool.take() for _ in range(MOST_IDLE + 1)]
+    for conn in more:
+        connections.pool.give(conn)
+    assert len(connections.ended) == 2 and len(connections.made) == MOST_IDLE + 3
+
+
+def test_who_waits_for_a_connection_is_told_why_there_is_none() -> None:
+    connections = _Connections()
+    connections.trouble = "nobody is there."
+    with pytest.raises(Lost, match="nobody"):
+        connections.pool.take()
+    connections.trouble = None
+    connections.gate.clear()
+    threading.Timer(0.05, connections.pool.abandon, ("libvirtd stopped answering.",)).start()
+    with pytest.raises(Lost, match="stopped"):
+        connections.pool.take()
+    with pytest.raises(Lost, match="stopped"):
+        connections.pool.take()
+    connections.gate.set()
+
+
+def test_a_connection_made_too_late_is_ended() -> None:
+    connections = _Connections()
+    connections.pool.give(connections.pool.take())
+    held = connections.pool.take()
+    connections.pool.abandon("over.")
+    connections.pool.give(held)
+    assert connections.ended == [held]
+
+
 @pytest.mark.parametrize(
     ("setting", "trouble", "cpu", "known", "choice", "word"),
     [
@@ -161,6 +265,31 @@ def test_kvm_is_taken_only_where_guests_run_with_it(
 ) -> None:
     found = choose(setting, device_trouble=trouble, cpu_has_it=cpu, libvirt_knows_it=lambda: known)
     assert found[0] == choice and word in found[1]
+
+
+def test_the_words_stand_for_libvirts_numbers() -> None:
+    libvirt = pytest.importorskip("libvirt")
+    reasons = {
+        "RUNNING_MIGRATED": "migrated",
+        "PAUSED_USER": "paused",
+        "PAUSED_MIGRATION": "migrating",
+        "PAUSED_IOERROR": "disk error",
+        "PAUSED_STARTING_UP": "starting",
+        "PAUSED_POSTCOPY_FAILED": "migration failed",
+        "SHUTOFF_SHUTDOWN": "shut down",
+        "SHUTOFF_DESTROYED": "destroyed",
+        "SHUTOFF_CRASHED": "crashed",
+        "SHUTOFF_MIGRATED": "migrated",
+        "SHUTOFF_SAVED": "saved",
+        "SHUTOFF_FAILED": "failed to start",
+        "SHUTOFF_DAEMON": "lost while libvirtd was away",
+    }
+    for name in ("RUNNING", "BLOCKED", "PAUSED", "SHUTDOWN", "SHUTOFF", "CRASHED", "PMSUSPENDED"):
+        assert getattr(libvirt, f"VIR_DOMAIN_{name}") == getattr(words, name)
+    assert {
+        (getattr(words, name.split("_")[0]), getattr(libvirt, f"VIR_DOMAIN_{name}")): word
+        for name, word in reasons.items()
+    } == words.REASONS
 
 
 def test_the_processor_is_asked_for_whole_words() -> None:

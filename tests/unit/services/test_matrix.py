@@ -31,6 +31,7 @@ class Case(msgspec.Struct, frozen=True):
     arguments: dict[str, Any]
     needs: tuple[Permission, ...]
     vm: str | None
+    instead: tuple[Permission, ...] = ()
 
 
 def sample(hint: Any, *, full: bool = False) -> Any:
@@ -64,10 +65,11 @@ def cases(operation: Operation) -> Iterator[Case]:
     for named, vm in targets:
         arguments = {**required, **named}
         base = (*own, *(permission for path, permission in remote.also.items() if path in named))
-        yield Case(arguments, base, vm)
+        instead = (remote.instead,) if remote.instead is not None and vm is not None else ()
+        yield Case(arguments, base, vm, instead)
         for path, permission in remote.also.items():
             if path not in named and not (isinstance(remote.on, Vm) and path == remote.on.argument):
-                yield Case(given(arguments, path, hints), tuple(dict.fromkeys((*base, permission))), vm)
+                yield Case(given(arguments, path, hints), tuple(dict.fromkeys((*base, permission))), vm, instead)
 
 
 def given(arguments: dict[str, Any], path: str, hints: dict[str, Any]) -> dict[str, Any]:
@@ -134,11 +136,15 @@ def test_only_who_has_what_is_declared_gets_through(stage: Stage, operation: Ope
     assert outcome(stage.caller(stage.user("exact", *needs))) == enough
     assert outcome(stage.caller(stage.user("here", on={HERE: needs}))) == ("allowed" if scoped else nothing)
     assert outcome(stage.caller(stage.user("elsewhere", on={ELSEWHERE: needs}))) == nothing
-    others = tuple(each.value for each in Permission if each.value not in needs)
+    others = tuple(each.value for each in Permission if each not in (*case.needs, *case.instead))
     assert outcome(stage.caller(stage.user("others", *others))) == nothing
     for one in needs:
-        rest = tuple(each.value for each in Permission if each.value != one)
+        rest = tuple(each.value for each in Permission if each.value != one and each not in case.instead)
         assert outcome(stage.caller(stage.user("allbutone", *rest))) == "not permitted"
+    for other in case.instead:
+        assert outcome(stage.caller(stage.user("other", on={HERE: (other.value,)}))) == "allowed"
+        assert outcome(stage.caller(stage.user("other", on={ELSEWHERE: (other.value,)}))) == "not permitted"
+        assert outcome(stage.caller(stage.user("other", other.value))) == "allowed"
     assert outcome(stage.caller(stage.user("super", superuser=True))) == "allowed"
     assert outcome(ROOT) == "allowed"
 

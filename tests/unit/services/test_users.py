@@ -16,7 +16,7 @@ from mcvirt.errors import (
     StateNotWritable,
     VmNotFound,
 )
-from mcvirt.permissions import Permission
+from mcvirt.permissions import GROUP_OWNER, Permission
 from mcvirtd.auth.grants import drop_vm
 from mcvirtd.state.records import GroupRecord, UserRecord
 from tests.unit.services.world import World
@@ -138,6 +138,26 @@ def test_permissions_are_given_and_taken_for_one_machine(world: World) -> None:
     assert world.rights.of("bob", "web1") == {Permission.MODIFY_VM, Permission.CLONE_VM}
     assert world.rights.of("bob") == world.rights.of("bob", "web2") == frozenset()
     world.call("root", "user.remove_permissions", user="bob", permissions=["MODIFY_VM", "CLONE_VM"], vm="web1")
+    assert stored(world, "bob").vm_permissions == {}
+
+
+def test_an_owner_gives_and_takes_what_owners_have_on_that_machine_alone(world: World) -> None:
+    for name in ("web1", "web2"):
+        world.vm(name)
+    for name in ("owner", "bob"):
+        world.user(name)
+    world.group("owner", *(permission.value for permission in GROUP_OWNER), on={"web1": ("owner",)})
+    asked: dict[str, Any] = {"user": "bob", "permissions": ["CHANGE_VM_POWER_STATE"]}
+    world.call("owner", "user.add_permissions", **asked, vm="web1")
+    assert world.rights.of("bob", "web1") == {Permission.CHANGE_VM_POWER_STATE}
+    for refused in ({**asked, "vm": "web2"}, asked, {**asked, "permissions": ["MODIFY_VM"], "vm": "web1"}):
+        with pytest.raises(NotPermitted):
+            world.call("owner", "user.add_permissions", **refused)
+    assert world.rights.of("bob", "web2") == world.rights.of("bob") == frozenset()
+    details = [entry.detail for entry in world.audit.entries(10, "owner", "web1")]
+    assert details[0] == "user bob, permissions CHANGE_VM_POWER_STATE"
+    assert details[1].startswith("user bob, permissions MODIFY_VM: User 'owner' does not have")
+    world.call("owner", "user.remove_permissions", **asked, vm="web1")
     assert stored(world, "bob").vm_permissions == {}
 
 

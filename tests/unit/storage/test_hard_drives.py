@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from mcvirt.errors import (
+    BackendUnavailable,
     BadArgument,
     CommandFailed,
     Conflict,
@@ -16,7 +17,7 @@ from mcvirt.errors import (
 )
 from mcvirt.types.vm import DiskDriver, DiskSpec
 from mcvirt.units import GIB, MIB
-from mcvirtd.state.records import DiskRecord
+from mcvirtd.state.records import BackendRecord, DiskRecord
 from mcvirtd.tasks.transaction import Transaction
 from tests.unit.storage.world import World
 
@@ -176,6 +177,36 @@ def test_delete_refusals(world: World) -> None:
     with pytest.raises(Conflict, match="domain of libvirt"):
         world.drives.delete(loose.id)
     assert sorted(volumes.names()) == sorted([made.volume, loose.volume])
+
+
+def test_disk_on_storage_that_is_gone_for_good_is_forgotten(world: World) -> None:
+    volumes = world.lvm("pool")
+    made = world.drives.create(ONE)
+    with pytest.raises(Conflict, match="is there"):
+        world.drives.delete(made.id, forget=True)
+    backend = world.store.get(BackendRecord, "pool")
+    assert backend is not None
+    volumes.unmark(backend.id)  # something else is mounted there now
+    with pytest.raises(BackendUnavailable, match="--forget"):
+        world.drives.delete(made.id)
+    assert world.drives.list() == (made,)
+    world.drives.delete(made.id, forget=True)
+    assert world.drives.list() == ()
+    assert volumes.names() == [made.volume]  # whatever is there is not touched
+    world.storage.delete("pool")
+    assert world.journal_rows() == []
+
+
+def test_attached_disk_is_not_forgotten(world: World) -> None:
+    volumes = world.lvm("pool")
+    world.vm("web1")
+    made = world.drives.create(ONE, vm="web1")
+    backend = world.store.get(BackendRecord, "pool")
+    assert backend is not None
+    volumes.unmark(backend.id)
+    with pytest.raises(DiskInUse, match="'web1'"):
+        world.drives.delete(made.id, forget=True)
+    assert world.drives.list() == (made,)
 
 
 def test_deleting_that_fails_keeps_the_disk(world: World) -> None:

@@ -188,7 +188,7 @@ class TestUpload:
 
     def test_never_overwrites(self, isos: IsoService, library: IsoLibrary) -> None:
         send(isos)
-        with pytest.raises(AlreadyExists, match=r"debian\.iso"):
+        with pytest.raises(AlreadyExists, match=r"already an ISO image called .debian\.iso"):
             isos.upload_begin("debian.iso", 1)
         begun = isos.upload_begin("other", 1)
         isos.upload_piece(begun.id, 0, b"1")
