@@ -43,6 +43,7 @@ from mcvirtd.cluster.connect_string import ConnectString
 from mcvirtd.cluster.membership import Membership
 from mcvirtd.cluster.suitability import ClusterFacts
 from mcvirtd.state.records import RECORDS, BackendRecord, ClusterRecord, NetworkRecord, NodeRecord
+from mcvirtd.state.replication import note_left_behind, noting_left_behind
 from mcvirtd.tasks.task import step
 from mcvirtd.tasks.transaction import Journal
 
@@ -177,7 +178,7 @@ class Joining:
         return pki.sign_csr(self._membership.keys.identity, begun.csr.encode(), wanted.name, [wanted.address])
 
     def _record(self, facts: JoinerFacts, wanted: ConnectString, fingerprint: str) -> None:
-        with self._store.change() as change:
+        with noting_left_behind() as away, self._store.change() as change:
             members = change.all(NodeRecord)
             if wanted.name in members:
                 raise AlreadyExists(kind="node", name=wanted.name)
@@ -194,6 +195,9 @@ class Joining:
                     away=True,
                 )
             )
+
+        # The node itself is away until it has joined; nobody needs to be told.
+        note_left_behind(away - {wanted.name})
 
     def _package(self, certificate: bytes) -> JoinPackage:
         ca_key, trust = pki.authority_files(self._membership.keys.identity)

@@ -7,7 +7,7 @@ import logging
 import secrets
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, Protocol, TypeVar
 
@@ -46,6 +46,13 @@ def noting_left_behind() -> Iterator[set[str]]:
         yield names
     finally:
         _left_behind.reset(token)
+
+
+def note_left_behind(names: Iterable[str]) -> None:
+    """Changes were made without these members."""
+    noted = _left_behind.get()
+    if noted is not None:
+        noted.update(names)
 
 
 class Transport(Protocol):
@@ -206,9 +213,7 @@ class Replicator:
                 committed = self._commit_elsewhere(leader, turn, base, text)
         finally:
             self.log.give_up(token)
-        names = _left_behind.get()
-        if names is not None:
-            names.update(committed.away)
+        note_left_behind(committed.away)
 
     def _commit_elsewhere(self, leader: str, turn: str, base: Position, text: str) -> Committed:
         message = {"kind": "turn.commit", "turn": turn, "base": base, "change": text}
