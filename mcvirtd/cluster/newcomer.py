@@ -100,6 +100,7 @@ class Newcomer(JoinApi):
         with self._lock:
             if self._membership.beginning or self._membership.joining is not None:
                 raise Conflict(text=f"Node '{self._membership.node}' is joining a cluster already.")
+            self._began = time.monotonic()
             # First the gate, then the look: what comes in between finds the gate shut.
             self._membership.beginning = True
             try:
@@ -112,7 +113,6 @@ class Newcomer(JoinApi):
             except BaseException:
                 self._membership.beginning = False
                 raise
-            self._began = time.monotonic()
             self._ticket = secrets.token_urlsafe(24)
             return JoinBegun(csr=csr.decode(), ticket=self._ticket)
 
@@ -168,10 +168,9 @@ class Newcomer(JoinApi):
 
     def settle(self) -> None:
         """Take back what a member has begun and not gone on with; for a timer."""
-        if self._membership.beginning and time.monotonic() - self._began > _BEGUN_LASTS:
-            with self._lock:
-                if self._membership.beginning:
-                    self.forget_joining()
+        with self._lock:
+            if self._membership.beginning and time.monotonic() - self._began > _BEGUN_LASTS:
+                self.forget_joining()
 
     def forget_joining(self) -> None:
         """Whatever was begun is taken back."""

@@ -106,6 +106,8 @@ def test_a_node_is_shown_with_its_facts(node: Node) -> None:
         "vms": 2,
         "warnings": ["The certificate ends soon."],
         "age": None,
+        "leader": True,
+        "lag": 0,
     }
 
 
