@@ -87,6 +87,7 @@ class Membership:
         self.node = node
         self.store = store
         self.keys = keys
+        self._port = 0
         self.replicator = replicator
         self._sessions = sessions
         self._changed = changed
@@ -160,6 +161,8 @@ class Membership:
 
     def connect_string(self) -> tuple[str, Kept]:
         """A new one; the last one is worth nothing from now on."""
+        if self._port:
+            self.note_own(self._port)
         record = self.record
         if not self.alone:
             raise Conflict(
@@ -315,6 +318,9 @@ class Membership:
         """Bring this node's record in line with the key and the port that it has."""
         fingerprint = self.keys.identity.key_fingerprint
         record = self.record
+        self._port = port
+        if record.address is None:
+            port = record.port  # nobody can be told of it, and with any free port it is another at each start
         if (record.fingerprint, record.port) == (fingerprint, port) or self.removed is not None:
             return
         if not self.alone and record.fingerprint != fingerprint:
