@@ -39,14 +39,6 @@ class Maintenance:
             chore.due = now + chore.first
         self._thread.start()
 
-    def hurry(self, name: str) -> None:
-        """The chore *name* is due now."""
-        with self._changed:
-            for chore in self._chores:
-                if chore.name == name:
-                    chore.due = 0.0
-            self._changed.notify()
-
     def stop(self, within: float = 5.0) -> None:
         """End; a chore that is being done is waited for."""
         with self._changed:

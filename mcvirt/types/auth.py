@@ -44,6 +44,7 @@ class UserInfo(msgspec.Struct, frozen=True, kw_only=True):
     superuser: bool
     groups: tuple[str, ...]
     permissions: tuple[str, ...]
+    vm_permissions: dict[str, tuple[str, ...]] = {}
 
 
 class CreatedUser(msgspec.Struct, frozen=True, kw_only=True):

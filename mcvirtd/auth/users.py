@@ -158,4 +158,5 @@ class UserService(UserApi):
             superuser=record.superuser,
             groups=tuple(name for name, group in sorted(groups.items()) if record.name in group.users),
             permissions=in_order(record.permissions),
+            vm_permissions={vm: in_order(held) for vm, held in sorted(record.vm_permissions.items())},
         )

@@ -1,11 +1,9 @@
-"""The bytes of files and block devices: copy, fill, wipe and digest, with progress, and ended by a cancel."""
+"""The bytes of files and block devices: copy, fill and wipe, with progress, and ended by a cancel."""
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import fcntl
-import hashlib
 import os
 import stat
 import struct
@@ -188,24 +186,3 @@ def _zero_by_writing(descriptor: int, start: int, count: int) -> bool:
         write_all(descriptor, memoryview(zeros)[:piece])
         count -= piece
     return True
-
-
-def chunks_of(path: Path, piece: int = PIECE) -> Iterator[bytes]:
-    """The content of the file or block device, piece by piece."""
-    with told("read", path), opened(path, os.O_RDONLY) as descriptor:
-        with contextlib.suppress(OSError):
-            os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_SEQUENTIAL)
-        while data := os.read(descriptor, piece):
-            yield data
-
-
-def sha256(
-    chunks: Iterable[bytes], *, total: int = 0, progress: Progress | None = None, cancel: threading.Event | None = None
-) -> str:
-    """The SHA-256 of all *chunks*, in hex; *total* bytes are said to be expected."""
-    digest, pace, done = hashlib.sha256(), Pace(total, progress, cancel), 0
-    for chunk in chunks:
-        digest.update(chunk)
-        done += len(chunk)
-        pace.at(done)
-    return digest.hexdigest()

@@ -27,19 +27,6 @@ def alive() -> None:
     _notify("WATCHDOG=1")
 
 
-def extend_start(seconds: float) -> None:
-    """The start needs *seconds* more from now on."""
-    _notify(f"EXTEND_TIMEOUT_USEC={int(seconds * 1e6)}")
-
-
-def watchdog_seconds() -> float | None:
-    """How often at least systemd wants to hear ``alive``; None if it does not."""
-    if os.environ.get("WATCHDOG_PID") not in (None, str(os.getpid())):
-        return None
-    wanted = os.environ.get("WATCHDOG_USEC", "")
-    return int(wanted) / 1e6 if wanted.isdecimal() and int(wanted) else None
-
-
 def _status(text: str) -> str:
     return "STATUS=" + " ".join(text.split())
 

@@ -80,7 +80,9 @@ def is_blank(node: McvirtNode) -> bool:
 def kept(node: McvirtNode) -> set[str]:
     """The files in the node's state directory."""
     root = node.state_dir
-    return {str(path.relative_to(root)) for path in root.rglob("*") if path.name not in ("state.db-wal", "state.db-shm")}
+    return {
+        str(path.relative_to(root)) for path in root.rglob("*") if path.name not in ("state.db-wal", "state.db-shm")
+    }
 
 
 def make_user(node: McvirtNode, name: str) -> None:
@@ -171,7 +173,9 @@ def test_an_expired_string_is_refused(blank: ClusterNodes) -> None:
 
     with sqlite3.connect(two.state_dir / "state.db") as db:
         ((value,),) = db.execute("SELECT value FROM meta WHERE name = 'join'").fetchall()
-        db.execute("UPDATE meta SET value = ? WHERE name = 'join'", (json.dumps({**json.loads(value), "expires": 1.0}),))
+        db.execute(
+            "UPDATE meta SET value = ? WHERE name = 'join'", (json.dumps({**json.loads(value), "expires": 1.0}),)
+        )
     db.close()
     two.start_daemon()
     assert "has expired" in refused(one, text)
@@ -274,7 +278,11 @@ def test_a_node_with_something_on_it_is_not_removed(blank: ClusterNodes) -> None
     two.mcvirt("create", "web1", "--memory", "32", "--cpu-count", "1", "--disk-size", "8MiB")
     result = one.mcvirt("cluster", "remove-node", "--node", "node2", check=False)
     assert result.returncode == 3
-    for part in ("virtual machines: web1", "hard drives that are there only", "storage backends that are there only: own"):
+    for part in (
+        "virtual machines: web1",
+        "hard drives that are there only",
+        "storage backends that are there only: own",
+    ):
         assert part in result.stderr
     assert "itself" in two.mcvirt("cluster", "remove-node", "--node", "node2", check=False).stderr
     whole(one, two)

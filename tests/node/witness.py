@@ -89,7 +89,7 @@ def refused(node: McvirtNode, *argv: str, status: int = 3, says: str = "", uncha
     """The sentence with which the command is refused: one line on stderr, nothing on stdout, nothing changed."""
     before = world(node) if unchanged else None
     result = node.mcvirt(*argv, check=False, **more)
-    said = [line for line in result.stderr.splitlines() if not line.endswith(" ... done")]
+    said = result.stderr.splitlines()
     assert result.returncode == status, f"{argv}: status {result.returncode}: {result.stdout}{result.stderr}"
     assert result.stdout == "", result.stdout
     errors = [line for line in said if line.startswith("Error: ")]

@@ -32,6 +32,11 @@ def _arguments(parser: Parser) -> None:
         help="the address at which other nodes reach this node",
     )
     one.add_argument("--get-autostart-interval", action="store_true", help="print how often that is")
+    one.add_argument(
+        "--set-vm-vg",
+        metavar="VG",
+        help="the same as `mcvirt storage create VG --type Lvm --volume-group-name VG`",
+    )
 
 
 def _node(context: Context) -> None:
@@ -45,8 +50,18 @@ def _node(context: Context) -> None:
         context.client.nodes.set_autostart_interval(seconds)
         context.done(f"Successfully set the autostart interval to {seconds}", {"autostart_interval": seconds})
         return
+    if context.args.set_vm_vg is not None:
+        _create_backend(context, context.args.set_vm_vg)
+        return
     settings = context.client.nodes.settings()
     context.out.value(settings, lambda: f"{settings.autostart_interval}\n")
+
+
+def _create_backend(context: Context, group: str) -> None:
+    from mcvirt.types.storage import BackendSpec, BackendType
+
+    backend = context.client.storage.create(BackendSpec(name=group, type=BackendType.LVM, location=group))
+    context.done(f"Successfully created storage backend {backend.name}", backend)
 
 
 COMMANDS = {
@@ -59,6 +74,7 @@ COMMANDS = {
             "mcvirt node --set-ip-address 192.0.2.1",
             "mcvirt node --get-autostart-interval",
             "mcvirt node --set-autostart-interval 60",
+            "mcvirt node --set-vm-vg vg0",
         ),
     )
 }

@@ -9,7 +9,7 @@ import pytest
 from mcvirt.types.auth import CreatedUser, GroupInfo, PermissionInfo, SessionInfo, UserInfo, Whoami
 from mcvirt.types.cluster import ClusterSettings, NodeInfo
 from mcvirt.types.network import NetworkInfo
-from mcvirt.types.storage import BackendInfo, BackendType, DiskInfo, IsoInfo, VolumeFormat
+from mcvirt.types.storage import BackendInfo, BackendSpec, BackendType, DiskInfo, IsoInfo, VolumeFormat
 from mcvirt.types.task import StepInfo, TaskInfo, TaskState
 from mcvirt.types.vm import (
     AutoStart,
@@ -216,6 +216,15 @@ def test_words_become_one_call(line, label, args):
     client = Client(audit__list=())
     assert run_with(client, line) == 0
     assert client.calls == [(label, args, {})]
+
+
+def test_set_vm_vg_makes_a_backend(capsys):
+    client = Client(storage__create=BACKEND)
+    assert run_with(client, "node --set-vm-vg vg0") == 0
+    assert client.calls == [
+        ("storage.create", (BackendSpec(name="vg0", type=BackendType.LVM, location="vg0"),), {}),
+    ]
+    assert run_with(client, "node --set-vm-vg vg0 --get-autostart-interval") == 2
 
 
 def test_clear_method_lock_cancels_what_runs_and_nothing_else(capsys):

@@ -81,18 +81,6 @@ def test_nobody_listening_is_no_trouble(monkeypatch: pytest.MonkeyPatch, address
     systemd.ready()
 
 
-@pytest.mark.parametrize(
-    ("usec", "pid", "seconds"),
-    [("30000000", None, 30.0), ("30000000", str(os.getpid()), 30.0), ("30000000", "1", None), ("x", None, None)],
-)
-def test_watchdog_interval(monkeypatch: pytest.MonkeyPatch, usec: str, pid: str | None, seconds: float | None) -> None:
-    monkeypatch.setenv("WATCHDOG_USEC", usec)
-    monkeypatch.delenv("WATCHDOG_PID", raising=False)
-    if pid is not None:
-        monkeypatch.setenv("WATCHDOG_PID", pid)
-    assert systemd.watchdog_seconds() == seconds
-
-
 def test_facts_of_a_machine(tmp_path: Path) -> None:
     (tmp_path / "meminfo").write_text("MemTotal:  1000 kB\nMemFree: 1 kB\nMemAvailable:  250 kB\nHugePages_Total: 0\n")
     (tmp_path / "stat").write_text("cpu  100 10 40 800 50 0 0 0 7 0\ncpu0 1 1 1 1\n")

@@ -134,7 +134,8 @@ def test_permissions_are_given_and_taken_everywhere(world: World) -> None:
 def test_permissions_are_given_and_taken_for_one_machine(world: World) -> None:
     world.vm("web1")
     world.user("bob")
-    world.call("root", "user.add_permissions", user="bob", permissions=["MODIFY_VM", "CLONE_VM"], vm="web1")
+    info = world.call("root", "user.add_permissions", user="bob", permissions=["CLONE_VM", "MODIFY_VM"], vm="web1")
+    assert info["vm_permissions"] == {"web1": ["MODIFY_VM", "CLONE_VM"]} and info["permissions"] == []
     assert world.rights.of("bob", "web1") == {Permission.MODIFY_VM, Permission.CLONE_VM}
     assert world.rights.of("bob") == world.rights.of("bob", "web2") == frozenset()
     world.call("root", "user.remove_permissions", user="bob", permissions=["MODIFY_VM", "CLONE_VM"], vm="web1")
