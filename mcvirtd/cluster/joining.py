@@ -98,7 +98,9 @@ class Joining:
                 reason=f"it is that of this node, '{self._membership.node}', itself. Make one on the other node."
             )
         for record in self._store.all(NodeRecord).values():
-            if record.fingerprint == wanted.fingerprint:
+            # A node has another key once it has joined: the string that it joined by still names the old one.
+            same = record.name == wanted.name and record.address == wanted.address
+            if same or record.fingerprint == wanted.fingerprint:
                 raise ConnectStringRefused(reason=f"node '{record.name}' is a member of this cluster already.")
 
     # --- look ---------------------------------------------------------------------------------------------------------

@@ -6,6 +6,8 @@ import base64
 import hashlib
 import json
 import os
+import re
+import sqlite3
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -80,7 +82,9 @@ def is_blank(node: McvirtNode) -> bool:
 def kept(node: McvirtNode) -> set[str]:
     """The files in the node's state directory."""
     root = node.state_dir
-    return {str(path.relative_to(root)) for path in root.rglob("*") if path.name not in ("state.db-wal", "state.db-shm")}
+    return {
+        str(path.relative_to(root)) for path in root.rglob("*") if path.name not in ("state.db-wal", "state.db-shm")
+    }
 
 
 def make_user(node: McvirtNode, name: str) -> None:
@@ -135,7 +139,8 @@ def test_a_string_is_good_once_and_the_newest_one_only(blank: ClusterNodes) -> N
     assert "a newer one was made" in refused(one, old)
     one.mcvirt("cluster", "add-node", "--connect-string", new)
     assert "is a member of this cluster already" in refused(one, new)
-    assert "does not know it" in refused(three, new) or "not the one that was meant" in refused(three, new, status=5)
+    # A third node holds the string against a key that the node no longer has.
+    assert "not the one that was meant" in refused(three, new, status=5)
     whole(one, two)
     assert "in a cluster with others" in two.mcvirt("cluster", "get-connect-string", check=False).stderr
 
@@ -167,11 +172,11 @@ def test_an_expired_string_is_refused(blank: ClusterNodes) -> None:
     one, two, _ = blank
     text = string(two)
     two.stop_daemon()
-    import sqlite3
-
     with sqlite3.connect(two.state_dir / "state.db") as db:
         ((value,),) = db.execute("SELECT value FROM meta WHERE name = 'join'").fetchall()
-        db.execute("UPDATE meta SET value = ? WHERE name = 'join'", (json.dumps({**json.loads(value), "expires": 1.0}),))
+        db.execute(
+            "UPDATE meta SET value = ? WHERE name = 'join'", (json.dumps({**json.loads(value), "expires": 1.0}),)
+        )
     db.close()
     two.start_daemon()
     assert "has expired" in refused(one, text)
@@ -233,13 +238,6 @@ def test_join_and_leave_ten_times_leaves_nothing_behind(blank: ClusterNodes) -> 
 
 def _hashes(node: McvirtNode) -> list[bytes]:
     """The password hashes in a node's state."""
-    code = (
-        "import sqlite3, json, sys\n"
-        f"db = sqlite3.connect('file:{node.state_dir}/state.db?mode=ro&immutable=1', uri=True)\n"
-    )
-    del code
-    import re
-
     found = set()
     for name in ("state.db", "state.db-wal"):
         path = node.state_dir / name
@@ -274,7 +272,11 @@ def test_a_node_with_something_on_it_is_not_removed(blank: ClusterNodes) -> None
     two.mcvirt("create", "web1", "--memory", "32", "--cpu-count", "1", "--disk-size", "8MiB")
     result = one.mcvirt("cluster", "remove-node", "--node", "node2", check=False)
     assert result.returncode == 3
-    for part in ("virtual machines: web1", "hard drives that are there only", "storage backends that are there only: own"):
+    for part in (
+        "virtual machines: web1",
+        "hard drives that are there only",
+        "storage backends that are there only: own",
+    ):
         assert part in result.stderr
     assert "itself" in two.mcvirt("cluster", "remove-node", "--node", "node2", check=False).stderr
     whole(one, two)
