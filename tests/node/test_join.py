@@ -10,6 +10,7 @@ import re
 import sqlite3
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TypeVar
 
@@ -210,6 +211,29 @@ def test_a_node_that_can_not_be_reached_is_told_so(blank: ClusterNodes) -> None:
     blank.heal(2)
     one.mcvirt("cluster", "add-node", "--connect-string", text)
     whole(one, two)
+
+
+def test_two_nodes_join_at_once(blank: ClusterNodes) -> None:
+    one, two, three = blank
+    texts = [string(two), string(three)]
+    with ThreadPoolExecutor(2) as pool:
+        done = list(pool.map(lambda text: one.mcvirt("cluster", "add-node", "--connect-string", text), texts))
+    assert len(done) == 2
+    whole(one, two, three)
+
+
+def test_one_string_used_twice_at_once_makes_one_member(blank: ClusterNodes) -> None:
+    one, two, three = blank
+    text = string(three)
+
+    with ThreadPoolExecutor(2) as pool:
+        words = ("cluster", "add-node", "--connect-string", text)
+        results = list(pool.map(lambda node: node.mcvirt(*words, check=False), (one, two)))
+    assert sorted(result.returncode == 0 for result in results) == [False, True], results
+    (winner,) = [node for node in (one, two) if "node3" in members(node)]
+    (other,) = [node for node in (one, two) if node is not winner]
+    whole(winner, three)
+    assert is_blank(other)
 
 
 # --- leaving ------------------------------------------------------------------------------------------------------
