@@ -82,6 +82,7 @@ class Joining:
     def add(self, text: str, *, dry_run: bool) -> JoinReport:
         """Take in the node of the connect string *text*; see the contract."""
         wanted = connect_string.decode(text, now=self._clock())
+        self._membership.note_port()
         self._check_known(wanted)
         node = _Newcomer(wanted)
         try:
