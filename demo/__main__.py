@@ -14,6 +14,8 @@ import time
 from pathlib import Path
 
 from demo.ground import BRIDGE, CACHE, DemoFailed, Ground
+from demo.steps import Shell, finish, say
+from demo.together import Together
 from tests.guest.build import BuildFailed, build
 from tests.guest.speech import MARK, READY
 
@@ -24,27 +26,16 @@ GREETING = "hello from the console"
 ESCAPES = re.compile(r"\x1b(\[[0-9;?=]*[A-Za-z]|.)")
 
 
-def say(text: str) -> None:
-    """Print *text* before anything that a command prints after it."""
-    print(text, flush=True)
-
-
 class Demo:
     """The steps. Each raises DemoFailed if it does not do what it shows."""
 
     def __init__(self, ground: Ground) -> None:
         self._ground = ground
-
-    def mcvirt(self, *words: str) -> None:
-        """Show and run one command."""
-        say(f"\n$ mcvirt {' '.join(words)}")
-        process = self._ground.popen(words, stdin=subprocess.DEVNULL)
-        if status := process.wait():
-            raise DemoFailed(f"`mcvirt {words[0]}` ended with status {status}")
+        self._shell = Shell(ground)
 
     def console(self, name: str) -> None:
         """Show the serial console until the guest is up, and talk to it."""
-        say(f"\n$ mcvirt console {name}")
+        self._shell.type(f"mcvirt console {name}")
         process = self._ground.popen(["console", name], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
         assert process.stdin is not None and process.stdout is not None
         try:
@@ -82,26 +73,24 @@ class Demo:
 
     def example(self) -> None:
         """Show and run the example of the client library."""
-        say(f"\n$ python3 {EXAMPLE}")
-        if status := self._ground.python([EXAMPLE]).wait():
-            raise DemoFailed(f"the example ended with status {status}")
+        self._shell.type(f"python3 {EXAMPLE}")
+        finish(self._ground.python([EXAMPLE]), "the example")
 
     def run(self, iso: Path) -> None:
         """All steps."""
-        self.mcvirt("storage", "create", "local", "--type", "File", "--path", str(self._ground.images))
-        self.mcvirt("network", "create", "lan", "--interface", BRIDGE)
-        self.mcvirt("iso", "add", str(iso), "--from-path")
-        self.mcvirt(
-            *("create", "web1", "--memory", "256", "--cpu-count", "1", "--disk-size", "1GiB", "--network", "lan")
-        )
-        self.mcvirt("start", "web1", "--iso", iso.name)
+        mcvirt = self._shell.mcvirt
+        mcvirt("storage", "create", "local", "--type", "File", "--path", str(self._ground.images))
+        mcvirt("network", "create", "lan", "--interface", BRIDGE)
+        mcvirt("iso", "add", str(iso), "--from-path")
+        mcvirt("create", "web1", "--memory", "256", "--cpu-count", "1", "--disk-size", "1GiB", "--network", "lan")
+        mcvirt("start", "web1", "--iso", iso.name)
         self.console("web1")
-        self.mcvirt("list")
-        self.mcvirt("info", "web1")
+        mcvirt("list")
+        mcvirt("info", "web1")
         self.example()
-        self.mcvirt("shutdown", "web1", "--wait")
-        self.mcvirt("delete", "web1", "--yes")
-        self.mcvirt("list")
+        mcvirt("shutdown", "web1", "--wait")
+        mcvirt("delete", "web1", "--yes")
+        mcvirt("list")
 
 
 def main() -> int:
@@ -115,21 +104,31 @@ def main() -> int:
     directory = Path(tempfile.mkdtemp(prefix="mcvirt-demo-"))
     # QEMU's user passes through.
     directory.chmod(0o711)
-    ground = Ground(directory)
+    first = Ground(directory / "node1", name="node1", address="10.77.0.1")
+    second = Ground(directory / "node2", name="node2", address="10.77.0.2")
     try:
         say("Building a small Linux on an ISO image from Debian's kernel and busybox ...")
         iso = build(directory / "guest.iso", CACHE / "guest")
         say("Starting a libvirtd and an mcvirtd of the demo's own ...")
-        with ground:
-            Demo(ground).run(iso)
+        with first:
+            Demo(first).run(iso)
+            say("\nStarting a second node, blank, with a libvirtd and an mcvirtd of its own ...")
+            with second:
+                first.connect(second)
+                Together(first, second).run()
     except KeyboardInterrupt:
         print("\nStopped; nothing is left behind.", file=sys.stderr)
         return 130
     except (DemoFailed, BuildFailed) as error:
-        print(f"\nThe demo failed: {error}\n\nThe end of mcvirtd's log:\n{ground.log_tail()}", file=sys.stderr)
+        print(f"\nThe demo failed: {error}", file=sys.stderr)
+        for ground in (first, second):
+            print(f"\nThe end of mcvirtd's log on {ground.name}:\n{ground.log_tail()}", file=sys.stderr)
         return 1
     finally:
-        ground.close()
+        # A second Ctrl-C would only leave something behind, and may have already.
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        for ground in (second, first):
+            ground.close()
         shutil.rmtree(directory, ignore_errors=True)
     say(f"\nThe demo ended well after {time.monotonic() - started:.0f} s; nothing is left behind.")
     return 0

@@ -15,8 +15,10 @@ from __future__ import annotations
 
 import logging
 import ssl
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import NoReturn, TypeVar, cast
 
 import msgspec
@@ -25,6 +27,7 @@ from mcvirt import __version__
 from mcvirt.api.membership import JoinApi
 from mcvirt.errors import (
     AlreadyExists,
+    Conflict,
     ConnectStringRefused,
     JoinFailed,
     McvirtError,
@@ -53,6 +56,7 @@ T = TypeVar("T")
 FORGET = "cluster.forget_newcomer"
 _CONNECT_WITHIN = 5.0
 _CALL_WITHIN = 60.0
+_TURN_WITHIN = 60.0
 
 
 class Joining:
@@ -68,6 +72,7 @@ class Joining:
     ) -> None:
         """*reach* tries at once to connect to a member that may be there by now."""
         self._reach = reach
+        self._joining = threading.Lock()
         self._membership = membership
         self._store = membership.store
         self._journal = journal
@@ -77,6 +82,7 @@ class Joining:
     def add(self, text: str, *, dry_run: bool) -> JoinReport:
         """Take in the node of the connect string *text*; see the contract."""
         wanted = connect_string.decode(text, now=self._clock())
+        self._membership.note_port()
         self._check_known(wanted)
         node = _Newcomer(wanted)
         try:
@@ -86,11 +92,22 @@ class Joining:
             if not dry_run:
                 if faults:
                     raise NotSuitable(node=wanted.name, reasons=" ".join(_sentence(fault) for fault in faults))
-                self._join(node, facts)
+                with self._alone_at_it():
+                    self._join(node, facts)
         finally:
             node.close()
         address = f"{wanted.address}:{wanted.port}"
         return JoinReport(node=wanted.name, address=address, joined=not dry_run, checks=checks)
+
+    @contextmanager
+    def _alone_at_it(self) -> Iterator[None]:
+        # Two that are away while they join could cost the cluster its majority.
+        if not self._joining.acquire(timeout=_TURN_WITHIN):
+            raise Conflict(text="Another node is being taken in. Try again in a moment.")
+        try:
+            yield
+        finally:
+            self._joining.release()
 
     def _check_known(self, wanted: ConnectString) -> None:
         if wanted.fingerprint == self._membership.keys.identity.key_fingerprint:
@@ -98,7 +115,9 @@ class Joining:
                 reason=f"it is that of this node, '{self._membership.node}', itself. Make one on the other node."
             )
         for record in self._store.all(NodeRecord).values():
-            if record.fingerprint == wanted.fingerprint:
+            # A node has another key once it has joined: the string that it joined by still names the old one.
+            same = record.name == wanted.name and record.address == wanted.address
+            if same or record.fingerprint == wanted.fingerprint:
                 raise ConnectStringRefused(reason=f"node '{record.name}' is a member of this cluster already.")
 
     # --- look ---------------------------------------------------------------------------------------------------------
@@ -178,13 +197,20 @@ class Joining:
         return pki.sign_csr(self._membership.keys.identity, begun.csr.encode(), wanted.name, [wanted.address])
 
     def _record(self, facts: JoinerFacts, wanted: ConnectString, fingerprint: str) -> None:
-        with noting_left_behind() as away, self._store.change() as change:
+        with noting_left_behind() as behind, self._store.change() as change:
             members = change.all(NodeRecord)
             if wanted.name in members:
                 raise AlreadyExists(kind="node", name=wanted.name)
             taken = next((record.name for record in members.values() if record.address == wanted.address), None)
             if taken is not None:
                 raise NotSuitable(node=wanted.name, reasons=f"Member '{taken}' has its address, {wanted.address}, too.")
+            away = sorted(record.name for record in members.values() if record.away)
+            if away and (len(members) - len(away)) * 2 <= len(members) + 1:
+                raise NotSuitable(
+                    node=wanted.name,
+                    reasons=f"{', '.join(away)} are away, or joining: with one node more, which is away until it has "
+                    "joined, half of the cluster would be missing. Try again when they are back.",
+                )
             change.put(
                 NodeRecord(
                     name=wanted.name,
@@ -197,7 +223,7 @@ class Joining:
             )
 
         # The node itself is away until it has joined; nobody needs to be told.
-        note_left_behind(away - {wanted.name})
+        note_left_behind(behind - {wanted.name})
 
     def _package(self, certificate: bytes) -> JoinPackage:
         ca_key, trust = pki.authority_files(self._membership.keys.identity)

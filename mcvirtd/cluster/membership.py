@@ -161,8 +161,7 @@ class Membership:
 
     def connect_string(self) -> tuple[str, Kept]:
         """A new one; the last one is worth nothing from now on."""
-        if self._port:
-            self.note_own(self._port)
+        self.note_port()
         record = self.record
         if not self.alone:
             raise Conflict(
@@ -313,6 +312,11 @@ class Membership:
         """Whether a member has announced that lately."""
         leaving = self._meta("leaving", Leaving)
         return leaving is not None and self._clock() - leaving.time < LEAVING_LASTS
+
+    def note_port(self) -> None:
+        """The same with the port that was said last: the address may have been set a moment ago."""
+        if self._port:
+            self.note_own(self._port)
 
     def note_own(self, port: int) -> None:
         """Bring this node's record in line with the key and the port that it has."""

@@ -60,9 +60,8 @@ def pinned_context(fingerprint: str) -> ssl.SSLContext:
             shown = self.getpeercert(binary_form=True)
             if shown is None or not hmac.compare_digest(key_fingerprint(shown), fingerprint):
                 self.close()
-                raise ConnectionAbortedError(
-                    errno.ECONNABORTED, "the node that answered there is not the one that was meant"
-                )
+                text = "the node that answered there is not the one that was meant"
+                raise ConnectionAbortedError(errno.ECONNABORTED, text)
 
     context.sslsocket_class = Pinned
     return context

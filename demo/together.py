@@ -1,0 +1,91 @@
+"""The second half of the demo: a blank node joins, and the cluster goes on without it while it is away."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from demo.ground import DemoFailed, Ground
+from demo.steps import Shell, until
+
+CAN_JOIN_WITHIN = 30.0
+NOTICED_WITHIN = 30.0
+CAUGHT_UP_WITHIN = 30.0
+AWAY = 6  # the exit status of a change that a node has not got because it is away
+
+
+class Together:
+    """The steps. Each raises DemoFailed if it does not do what it shows."""
+
+    def __init__(self, first: Ground, second: Ground) -> None:
+        self._second = second
+        self._here = Shell(first, "node1$")
+        self._there = Shell(second, "node2$")
+        self._addresses = (first.address, second.address)
+
+    def run(self) -> None:
+        """All steps."""
+        self._join()
+        self._share()
+        self._kill()
+        self._return()
+
+    def _join(self) -> None:
+        here, there = self._here, self._there
+        for shell, address in zip((here, there), self._addresses, strict=True):
+            shell.mcvirt("node", "--set-ip-address", address)
+        secret = there.secret("cluster", "get-connect-string")
+        add = ("cluster", "add-node", "--connect-string", "-")
+        # A node takes a moment to note at which port others reach it.
+        until(lambda: here.try_telling(secret, *add, "--dry-run"), "node2 can join", CAN_JOIN_WITHIN)
+        here.tell(secret, *add)
+        until(lambda: self._even(2), "both nodes are in the cluster", CAUGHT_UP_WITHIN)
+        here.mcvirt("info")
+        there.mcvirt("info")
+
+    def _share(self) -> None:
+        here, there = self._here, self._there
+        there.mcvirt("create", "web2", "--memory", "256", "--cpu-count", "1", "--network", "lan")
+        here.mcvirt("list")
+        there.mcvirt("list")
+        here.mcvirt("user", "create", "alice", "--generate-password")
+        there.mcvirt("user", "list")
+        self._expect("web2", [row["name"] for row in here.ask("list")], "node1 sees the machine of node2")
+        self._expect("alice", [row["name"] for row in there.ask("user", "list")], "node2 knows the user")
+
+    def _kill(self) -> None:
+        here = self._here
+        self._there.type("kill -9 $(pidof mcvirtd)")
+        self._second.kill_daemon()
+        until(lambda: self._row("node2")["status"] == "Unreachable", "node1 misses node2", NOTICED_WITHIN)
+        here.mcvirt("list")
+        here.mcvirt("user", "create", "bob", "--generate-password", status=AWAY)
+        here.mcvirt("info")
+
+    def _return(self) -> None:
+        here, there = self._here, self._there
+        there.type("systemctl start mcvirtd")
+        self._second.start_daemon()
+        until(lambda: self._even(2), "node2 has caught up", CAUGHT_UP_WITHIN)
+        here.mcvirt("info")
+        there.mcvirt("user", "list")
+        self._expect("bob", [row["name"] for row in there.ask("user", "list")], "node2 has caught up")
+        there.mcvirt("delete", "web2", "--yes")
+        here.mcvirt("list")
+
+    def _row(self, name: str) -> dict[str, Any]:
+        return next(row for row in self._here.ask("info") if row["name"] == name)
+
+    def _even(self, count: int) -> bool:
+        """Whether each of that many nodes sees all of them, none of which lags."""
+        views = [shell.ask("info") for shell in (self._here, self._there)]
+        rows = [row for view in views for row in view]
+        return (
+            all(len(view) == count for view in views)
+            and all(row["status"] != "Unreachable" and row["lag"] == 0 for row in rows)
+            and len({row["revision"] for row in rows}) == 1
+        )
+
+    @staticmethod
+    def _expect(name: str, found: list[str], what: str) -> None:
+        if name not in found:
+            raise DemoFailed(f"{what}: there is no '{name}' among {found}")
