@@ -207,7 +207,8 @@ def test_acpi_power_button_powers_off(iso: Path, start: Start, tmp_path: Path) -
     machine = start(*q35(iso, sparse(tmp_path / "disk", 8 * MIB)))
     machine.qmp("system_powerdown")
     assert machine.process.wait(SOON) == 0
-    assert machine.lines()[-1].kind == "poweroff"
+    # The button is watched by a process of its own: a tick may still come after its last word.
+    assert "poweroff" in [line.kind for line in machine.lines()[-3:]]
 
 
 def test_says_what_is_plugged_resized_and_unplugged(iso: Path, start: Start, tmp_path: Path) -> None:
