@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -60,33 +62,53 @@ def node(tmp_path_factory: pytest.TempPathFactory) -> Iterator[CrashNode]:
         yield made
 
 
+# The questions between two deaths are asked by one process: a command for each would take most of the test's time.
+_LOOK = """
+import msgspec, sys
+from mcvirt_client import Client
+with Client.connect() as client:
+    found = {"vms": client.vms.list(), "disks": client.hard_drives.list(), "tasks": client.tasks.list()}
+    sys.stdout.write(msgspec.json.encode(found).decode())
+"""
+_CLEAN = """
+from mcvirt_client import Client
+with Client.connect() as client:
+    for row in client.vms.list():
+        if row.state.value in ("RUNNING", "PAUSED"):
+            client.vms[row.name].stop()
+        client.vms[row.name].delete()
+    for disk in client.hard_drives.list():
+        client.hard_drives.delete(disk.id)
+"""
+
+
+def look(node: McvirtNode) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads(node.python(_LOOK).stdout)
+    return found
+
+
 def names(node: McvirtNode) -> set[str]:
-    return {row["name"] for row in node.json("list")}
+    return {row["name"] for row in look(node)["vms"]}
 
 
 def assert_whole(node: McvirtNode) -> None:
     """Records, volumes and domains agree, and nothing is left to settle."""
-    disks = {disk["volume"]: disk for disk in node.json("hard-drive", "list")}
+    found = look(node)
+    disks = {disk["volume"]: disk for disk in found["disks"]}
     volumes = {path.name for path in node.volumes.iterdir() if not path.name.startswith(".mcvirt-")}
     assert {Path(volume).stem for volume in volumes} == set(disks), "volumes and hard drives differ"
     domains = set(node.virsh("list", "--all", "--name").split())
-    machines = {row["name"]: row for row in node.json("list")}
+    machines = {row["name"]: row for row in found["vms"]}
     assert domains == {name for name, row in machines.items() if row["node"]}, "domains and registered machines differ"
     for disk in disks.values():
         assert disk["vm"] is None or disk["vm"] in machines
     for row in machines.values():
         assert not row["missing"]
-    states = {task["id"]: task for task in node.json("task", "list")}
-    assert not [task for task in states.values() if task["state"] in ("RUNNING", "STUCK")]
+    assert not [task for task in found["tasks"] if task["state"] in ("RUNNING", "STUCK")]
 
 
 def clean(node: McvirtNode) -> None:
-    for row in node.json("list"):
-        if row["state"] in ("RUNNING", "PAUSED"):
-            node.mcvirt("stop", row["name"])
-        node.mcvirt("delete", row["name"])
-    for disk in node.json("hard-drive", "list"):
-        node.mcvirt("hard-drive", "delete", disk["id"])
+    node.python(_CLEAN)
     assert_whole(node)
 
 
@@ -212,8 +234,6 @@ def test_hard_drives(node: CrashNode) -> None:
         made = node.mcvirt("hard-drive", "create", DISK, "--json", check=False)
         if made.returncode:
             return
-        import json
-
         disk = json.loads(made.stdout)["id"]
         node.mcvirt("hard-drive", "attach", disk, "web1", check=False)
         node.mcvirt("hard-drive", "detach", disk, check=False)
