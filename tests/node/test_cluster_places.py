@@ -141,3 +141,28 @@ def test_shared_backend_must_be_the_same_everywhere(cluster: ClusterNodes) -> No
     )
     cluster[2].mcvirt("storage", "delete", "common")
     assert marks(made[0]) == []
+
+
+def test_machine_on_a_shared_backend_moves_to_another_node(cluster: ClusterNodes) -> None:
+    made = places(cluster, "vms")
+    common = ["--type", "File", "--shared", "--path", str(made[0])]
+    cluster[1].mcvirt("storage", "create", "vms", *common, "--node", "node1", "--node", "node2")
+    cluster[1].mcvirt("storage", "create", "own", "--type", "File", "--node", "node1", str(made[1]))
+    new = ["--memory", "64", "--cpu-count", "1", "--disk-size", "4"]
+    cluster[1].mcvirt("create", "fixed1", *new, "--storage-backend", "own")
+    cluster[1].mcvirt("create", "moving1", *new, "--storage-backend", "vms", "--network", "lan")
+    assert cluster[3].json("info", "fixed1")["nodes"] == ["node1"]
+    assert cluster[3].json("info", "moving1")["nodes"] == ["node1", "node2"]
+    assert "'node1'" in refused(cluster, 2, "register", "moving1")
+    for name in ("fixed1", "moving1"):
+        cluster[3].mcvirt("unregister", name)
+    assert "can't run on node 'node3'" in refused(cluster, 3, "register", "moving1")
+    assert "can't run on node 'node2'" in refused(cluster, 2, "register", "fixed1")
+    cluster[2].mcvirt("register", "moving1")
+    cluster[3].mcvirt("start", "moving1")
+    row = next(row for row in cluster[1].json("list") if row["name"] == "moving1")
+    assert row["node"] == "node2"
+    assert cluster[1].json("info", "moving1")["node"] == "node2"
+    cluster[1].mcvirt("stop", "moving1")
+    cluster[1].mcvirt("delete", "moving1")
+    assert not [entry for entry in made[0].iterdir() if entry.name.startswith("mcvirt-hd")]
