@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from demo.ground import DemoFailed, Ground
-from demo.steps import Shell, until
+from demo.steps import Shell, say, until
 
 CAN_JOIN_WITHIN = 30.0
 NOTICED_WITHIN = 30.0
@@ -54,16 +54,18 @@ class Together:
 
     def _kill(self) -> None:
         here = self._here
-        self._there.type("kill -9 $(pidof mcvirtd)")
+        say("\nThe mcvirtd of node2 is killed (SIGKILL).")
         self._second.kill_daemon()
         until(lambda: self._row("node2")["status"] == "Unreachable", "node1 misses node2", NOTICED_WITHIN)
         here.mcvirt("list")
+        if any(row["age"] is None for row in here.ask("list")):
+            raise DemoFailed("the list does not say that node2 is away")
         here.mcvirt("user", "create", "bob", "--generate-password", status=AWAY)
         here.mcvirt("info")
 
     def _return(self) -> None:
         here, there = self._here, self._there
-        there.type("systemctl start mcvirtd")
+        say("\nThe mcvirtd of node2 is started again.")
         self._second.start_daemon()
         until(lambda: self._even(2), "node2 has caught up", CAUGHT_UP_WITHIN)
         here.mcvirt("info")

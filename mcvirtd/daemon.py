@@ -38,6 +38,7 @@ from mcvirtd.auth.tokens import Sessions
 from mcvirtd.auth.users import UserService
 from mcvirtd.cluster.admission import Admission
 from mcvirtd.cluster.autostart import Autostart
+from mcvirtd.cluster.elsewhere import BridgesElsewhere, locations_by_node
 from mcvirtd.cluster.forwarding import Forwarding, PeerService, TasksElsewhere
 from mcvirtd.cluster.keys import Keys
 from mcvirtd.cluster.presence import Presence
@@ -189,7 +190,7 @@ class Daemon:
             idle_timeout=settings.session.idle_timeout,
             absolute_timeout=settings.session.absolute_timeout,
         )
-        backends = backends_by_node(node, settings.paths.state, simulate=self._simulate)
+        backends = self._backends = backends_by_node(node, settings.paths.state, simulate=self._simulate)
         self._disks = Disks(
             store=store,
             journal=journal,
@@ -242,7 +243,10 @@ class Daemon:
             consoles=self._consoles,
             node=node,
         )
-        self._storage = StorageService(store=store, journal=journal, locks=self._locks, nodes=backends, node=node)
+        places = locations_by_node(backends, node, presence.peers)
+        self._storage = StorageService(
+            store=store, journal=journal, locks=self._locks, nodes=backends, node=node, everywhere=places
+        )
         self._domains = domains
         self._autostart = Autostart(
             store=store, vms=self._stopped_machines, start=self._start_machine, libvirt_ready=hypervisor.wait_connected
@@ -300,6 +304,7 @@ class Daemon:
             refuse_changes=self._admission.membership.refuse_changes,
         )
         tasks = TaskService(tasks=self._tasks, rights=self._rights, elsewhere=TasksElsewhere(presence.peers))
+        bridges = BridgesElsewhere(store, self._node, presence.peers)
         services: list[object] = [
             self._vms,
             HardDriveService(
@@ -320,7 +325,7 @@ class Daemon:
                 uploads=self._uploads,
                 fetcher=Fetcher(),
             ),
-            NetworkService(store=store, bridge_faults=self._bridge_faults),
+            NetworkService(store=store, bridge_faults=self._bridge_faults, elsewhere=bridges),
             AuthService(
                 store=store, sessions=self._sessions, login=login, rights=self._rights, node=self._node, clock=time.time
             ),
@@ -349,7 +354,12 @@ class Daemon:
             facade = publish(contract, service, self._guard, self._operations)
             server.register(facade, contract.object_id)  # type: ignore[attr-defined]
         peer_service = PeerService(
-            live=presence.live, tasks=tasks, run=self._run_for_peer, replication=lambda: presence.replication
+            live=presence.live,
+            tasks=tasks,
+            run=self._run_for_peer,
+            replication=lambda: presence.replication,
+            bridge_faults=self._bridge_faults,
+            backends=self._backends(self._node),
         )
         server.register(publish(PeerApi, peer_service, self._guard), PeerApi.object_id)
         server.register(publish(JoinApi, self._admission.newcomer, self._guard), JoinApi.object_id)

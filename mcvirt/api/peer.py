@@ -6,7 +6,7 @@ from typing import Any
 
 from mcvirt.permissions import Access
 from mcvirt.rpc.contract import remote
-from mcvirt.types.peer import Beat, BeatAnswer
+from mcvirt.types.peer import Beat, BeatAnswer, LocationState
 from mcvirt.types.task import TaskInfo
 
 
@@ -38,4 +38,27 @@ class PeerApi:
     @remote(needs=Access.PEER, reads=True)
     def tasks(self, user: str, root: bool = False, ended: bool = True) -> tuple[TaskInfo, ...]:
         """The tasks of this node that the user may see, the newest last."""
+        raise NotImplementedError
+
+    @remote(needs=Access.PEER, reads=True)
+    def bridge_faults(self, interface: str) -> tuple[str, ...]:
+        """What keeps machines of this node from being connected to *interface*, a sentence each."""
+        raise NotImplementedError
+
+    @remote(needs=Access.PEER, reads=True)
+    def location_faults(self, backend: dict[str, Any], others: tuple[dict[str, Any], ...]) -> tuple[str, ...]:
+        """Why a storage backend (a record, stored or not) can't be kept on this node beside *others*."""
+        raise NotImplementedError
+
+    @remote(needs=Access.PEER, reads=True)
+    def location(self, backend: dict[str, Any]) -> LocationState:
+        """What this node sees of the backend's location here."""
+        raise NotImplementedError
+
+    @remote(needs=Access.PEER, reads=True)
+    def mark_location(self, backend: dict[str, Any], mark: str, present: bool) -> None:
+        """Have the backend's location here carry *mark*, or not; fine if it is so already.
+
+        The calling node keeps the journal, and undoes it.
+        """
         raise NotImplementedError

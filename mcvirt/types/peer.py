@@ -31,6 +31,13 @@ class LiveVersion(msgspec.Struct, frozen=True, kw_only=True):
     version: int = 0
 
 
+class LocationState(msgspec.Struct, frozen=True, kw_only=True):
+    """What a node sees of a storage backend's location: what is wrong with it, and the backends whose marks it has."""
+
+    faults: tuple[str, ...] = ()
+    marks: tuple[str, ...] = ()
+
+
 class Beat(msgspec.Struct, frozen=True, kw_only=True):
     """A heartbeat: where the sender's replica is, and its news."""
 

@@ -11,11 +11,13 @@ from mcvirt.api.peer import PeerApi
 from mcvirt.errors import BadArgument, McvirtError
 from mcvirt.rpc.codec import Reply
 from mcvirt.rpc.contract import Operation
-from mcvirt.types.peer import Beat, BeatAnswer, LiveVersion
+from mcvirt.types.peer import Beat, BeatAnswer, LiveVersion, LocationState
 from mcvirt.types.task import TaskInfo
 from mcvirtd.auth.caller import Caller, current_caller
 from mcvirtd.cluster.live import Live
 from mcvirtd.cluster.peers import Peers
+from mcvirtd.state.records import BackendRecord
+from mcvirtd.storage.backends import BackendsOnNode
 from mcvirtd.tasks.service import TaskService
 
 Facts = Mapping[str, Any]
@@ -81,7 +83,18 @@ class Forwarding:
 class PeerService(PeerApi):
     """What other nodes ask of this one. *run* is the guard's door to the users' operations."""
 
-    def __init__(self, *, live: Live, tasks: TaskService, run: Door, replication: Callable[[], Replication]) -> None:
+    def __init__(
+        self,
+        *,
+        live: Live,
+        tasks: TaskService,
+        run: Door,
+        replication: Callable[[], Replication],
+        bridge_faults: Callable[[str], list[str]],
+        backends: BackendsOnNode,
+    ) -> None:
+        self._bridge_faults = bridge_faults
+        self._backends = backends
         self._live = live
         self._tasks = tasks
         self._run = run
@@ -114,6 +127,29 @@ class PeerService(PeerApi):
     def tasks(self, user: str, root: bool = False, ended: bool = True) -> tuple[TaskInfo, ...]:
         """The tasks of this node that the user may see."""
         return self._tasks.here(Caller(user=user, root=root, via=current_caller().peer), ended)
+
+    def bridge_faults(self, interface: str) -> tuple[str, ...]:
+        """What keeps machines of this node from being connected to *interface*."""
+        return tuple(self._bridge_faults(interface))
+
+    def location_faults(self, backend: dict[str, Any], others: tuple[dict[str, Any], ...]) -> tuple[str, ...]:
+        """Why a storage backend can't be kept on this node beside *others*."""
+        return tuple(self._backends.faults(_record(backend), [_record(other) for other in others]))
+
+    def location(self, backend: dict[str, Any]) -> LocationState:
+        """What this node sees of the backend's location here."""
+        volumes = self._backends.volumes(_record(backend))
+        faults = tuple(volumes.check())
+        return LocationState(faults=faults, marks=() if faults else tuple(sorted(volumes.marked_with())))
+
+    def mark_location(self, backend: dict[str, Any], mark: str, present: bool) -> None:
+        """Have the backend's location here carry *mark*, or not."""
+        volumes = self._backends.volumes(_record(backend))
+        (volumes.mark if present else volumes.unmark)(mark)
+
+
+def _record(plain: dict[str, Any]) -> BackendRecord:
+    return msgspec.convert(plain, BackendRecord)
 
 
 class TasksElsewhere:

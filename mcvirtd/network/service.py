@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 from mcvirt import names
 from mcvirt.api.network import NetworkApi
@@ -15,11 +15,21 @@ from mcvirtd.state.store import Store
 
 
 class NetworkService(NetworkApi):
-    """Networks over this node's bridges. *bridge_faults* says what keeps an interface from being used as one."""
+    """Networks over the nodes' bridges. *bridge_faults* says what keeps an interface from being used as one here.
 
-    def __init__(self, *, store: Store, bridge_faults: Callable[[str], list[str]] = host_network.bridge_faults) -> None:
+    *elsewhere* says that of all other nodes, by name.
+    """
+
+    def __init__(
+        self,
+        *,
+        store: Store,
+        bridge_faults: Callable[[str], list[str]] = host_network.bridge_faults,
+        elsewhere: Callable[[str], Mapping[str, list[str]]] = lambda interface: {},  # noqa: ARG005
+    ) -> None:
         self._store = store
         self._bridge_faults = bridge_faults
+        self._elsewhere = elsewhere
 
     def bridge_problem(self, interface: str) -> str:
         """What keeps machines from being connected to *interface* on this node, in a sentence; '' if nothing does."""
@@ -40,18 +50,27 @@ class NetworkService(NetworkApi):
             self._refuse_existing(self._store.get(NetworkRecord, name))
         with reasons.gather():
             names.interface_name(interface)
-            problem = self.bridge_problem(interface)
-            if problem:
-                raise BadArgument(
-                    what=f"interface '{interface}'",
-                    why=f"{problem} Set up a bridge on this node first, or name one that it has.",
-                )
+            self._check_bridges(interface, reasons)
         reasons.raise_all()
         record = NetworkRecord(name=name, interface=interface)
         with self._store.change() as change:
             self._refuse_existing(change.get(NetworkRecord, name))
             change.put(record)
         return self._info(record, ())
+
+    def _check_bridges(self, interface: str, reasons: Reasons) -> None:
+        """A machine may come to run on any node, so the bridge is to be on all of them."""
+        problem = self.bridge_problem(interface)
+        if problem:
+            reasons.add(
+                BadArgument(
+                    what=f"interface '{interface}'",
+                    why=f"{problem} Set up a bridge on this node first, or name one that it has.",
+                )
+            )
+        for node, faults in sorted(self._elsewhere(interface).items()):
+            if faults:
+                reasons.add(BadArgument(what=f"interface '{interface}' on node '{node}'", why=" ".join(faults)))
 
     def delete(self, name: str) -> None:
         with self._store.change() as change:

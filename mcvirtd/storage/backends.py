@@ -37,6 +37,33 @@ Nodes = Callable[[str], BackendsOnNode]
 """A node's name -> its backends; NodeUnreachable if it can't be asked."""
 
 
+class Location(Protocol):
+    """The part of Volumes that can be had of any node; see there."""
+
+    @property
+    def location(self) -> str: ...
+
+    def check(self) -> list[str]: ...
+
+    def mark(self, backend_id: str) -> None: ...
+
+    def unmark(self, backend_id: str) -> None: ...
+
+    def marked_with(self) -> frozenset[str]: ...
+
+
+class LocationsOnNode(Protocol):
+    """BackendsOnNode, as far as it can be had of any node."""
+
+    def volumes(self, backend: BackendRecord) -> Location: ...
+
+    def faults(self, backend: BackendRecord, others: Iterable[BackendRecord]) -> list[str]: ...
+
+
+NodeLocations = Callable[[str], LocationsOnNode]
+"""A node's name -> the locations there. NodeUnreachable, if it can't be asked, comes here or from what it gave."""
+
+
 class OpenVolumes(Protocol):
     """Opens volumes of one type at a place."""
 

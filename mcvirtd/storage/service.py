@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 from functools import partial
 from typing import Any
@@ -10,13 +11,22 @@ import msgspec
 
 from mcvirt import names
 from mcvirt.api.storage import StorageApi
-from mcvirt.errors import AlreadyExists, BackendUnavailable, BadArgument, Conflict, InUse, McvirtError, NotFound
+from mcvirt.errors import (
+    AlreadyExists,
+    BackendUnavailable,
+    BadArgument,
+    Conflict,
+    InUse,
+    McvirtError,
+    NodeUnreachable,
+    NotFound,
+)
 from mcvirt.types.storage import BackendInfo, BackendSpec, BackendType, VolumeFormat
 from mcvirtd.reasons import Reasons
 from mcvirtd.state.records import BackendRecord, DiskRecord, NodeRecord, VmRecord
 from mcvirtd.state.store import Change, Store
 from mcvirtd.storage import backends
-from mcvirtd.storage.backends import Nodes
+from mcvirtd.storage.backends import NodeLocations, Nodes
 from mcvirtd.storage.looking import Looking
 from mcvirtd.tasks.locks import Locks
 from mcvirtd.tasks.task import step
@@ -27,7 +37,7 @@ TRUE_MARK = "storage.true_mark"
 
 
 class StorageService(StorageApi):
-    """Storage backends, as seen from *node*."""
+    """Storage backends, as seen from *node*. *everywhere* reaches the locations on other nodes, *nodes* the volumes."""
 
     def __init__(
         self,
@@ -37,12 +47,14 @@ class StorageService(StorageApi):
         locks: Locks,
         nodes: Nodes,
         node: str,
+        everywhere: NodeLocations | None = None,
         looking: Looking[BackendInfo] | None = None,
     ) -> None:
         self._store = store
         self._journal = journal
         self._locks = locks
         self._nodes = nodes
+        self._places: NodeLocations = everywhere or nodes
         self._node = node
         self._looking: Looking[BackendInfo] = looking or Looking()
         journal.register(TRUE_MARK, self._true_mark)
@@ -155,7 +167,7 @@ class StorageService(StorageApi):
             if location is None:
                 continue
             try:
-                faults = self._nodes(node).faults(record, others)
+                faults = self._places(node).faults(record, others)
             except McvirtError as error:
                 faults = [str(error)]
             for fault in faults:
@@ -224,8 +236,8 @@ class StorageService(StorageApi):
     def _check_sameness(self, record: BackendRecord, added: tuple[str, ...], reasons: Reasons) -> None:
         """A shared backend must be the same storage on a new node, any other must not."""
         for node in added:
-            with reasons.gather():
-                volumes = self._nodes(node).volumes(record)
+            with contextlib.suppress(NodeUnreachable), reasons.gather():  # said already
+                volumes = self._places(node).volumes(record)
                 if volumes.check():
                     continue  # said already
                 same = record.id in volumes.marked_with()
@@ -239,13 +251,12 @@ class StorageService(StorageApi):
     # --- marks ------------------------------------------------------------------------------------------------------
 
     def _mark(self, tx: Transaction, record: BackendRecord, nodes: tuple[str, ...]) -> None:
-        first = nodes[:1] if record.shared else nodes
-        for node in first:
-            volumes = self._nodes(node).volumes(record)
+        for node in self._marking(record, nodes):
+            volumes = self._places(node).volumes(record)
             tx.undo(TRUE_MARK, node=node, backend=_plain(record))
             volumes.mark(record.id)
         for node in nodes:
-            volumes = self._nodes(node).volumes(record)
+            volumes = self._places(node).volumes(record)
             marks = volumes.marked_with()
             if record.id not in marks:
                 raise _not_shared(record, node, volumes.location)
@@ -253,9 +264,15 @@ class StorageService(StorageApi):
                 # Somebody made another backend of the same place at the same moment.
                 raise Conflict(text=f"{volumes.location} on node '{node}' has become the location of another backend.")
 
+    def _marking(self, record: BackendRecord, nodes: tuple[str, ...]) -> tuple[str, ...]:
+        """The nodes that set or take marks: where all see the same, one is enough, and best this one."""
+        if not record.shared:
+            return nodes
+        return (self._node,) if self._node in nodes else nodes[:1]
+
     def _unmark(self, tx: Transaction, record: BackendRecord, nodes: tuple[str, ...]) -> None:
-        for node in nodes[:1] if record.shared else nodes:
-            volumes = self._nodes(node).volumes(record)
+        for node in self._marking(record, nodes):
+            volumes = self._places(node).volumes(record)
             if volumes.check():
                 log.warning("%s on %s is not available: its mark stays", volumes.location, node)
                 continue
@@ -265,10 +282,13 @@ class StorageService(StorageApi):
     def _true_mark(self, node: str, backend: dict[str, Any]) -> None:
         """Make the location carry the mark of *backend* if the store says that it is there, and not carry it if not."""
         record = msgspec.convert(backend, BackendRecord)
+        if node not in self._all_nodes():
+            log.warning("%s on %s is no matter any more: that node has left", record.name, node)
+            return
         with self._locks.hold(f"backend:{record.name}"):
             stored = next((each for each in self._store.all(BackendRecord).values() if each.id == record.id), None)
             here = stored is not None and (stored.shared or stored.location_on(node) == record.location_on(node))
-            volumes = self._nodes(node).volumes(record)
+            volumes = self._places(node).volumes(record)
             faults = volumes.check()
             if faults and here:
                 raise BackendUnavailable(backend=record.name, node=node, reason=" ".join(faults))

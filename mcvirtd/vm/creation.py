@@ -85,7 +85,7 @@ class Creation:
             uuid=str(uuid.uuid4()),
             memory=spec.memory,
             cpu_count=spec.cpu_count,
-            nodes=tuple(dict.fromkeys(spec.nodes)) or (self._node,),
+            nodes=tuple(dict.fromkeys(spec.nodes)) or self._nodes_of(disks),
             machine=machine,
             graphics_driver=spec.graphics_driver or GraphicsDriver.VIRTIO,
             flags=tuple(dict.fromkeys(spec.flags)),
@@ -96,6 +96,12 @@ class Creation:
             ),
         )
         return Plan(vm=vm, disks=disks, networks=spec.networks)
+
+    def _nodes_of(self, disks: tuple[DiskPlan, ...]) -> tuple[str, ...]:
+        """The nodes that can have all the disks: with networks, which are everywhere, that is all a machine needs."""
+        if not disks:
+            return (self._node,)
+        return tuple(sorted(frozenset.intersection(*(frozenset(disk.nodes) for disk in disks))))
 
     def _is_new(self, name: str) -> None:
         if self._store.get(VmRecord, name) is not None:

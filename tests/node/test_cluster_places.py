@@ -1,0 +1,168 @@
+"""Networks and storage backends of a cluster: every node's part is looked at, and marked, from any node."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.node.cluster_fixture import ClusterNodes
+from tests.node.mcvirt_node import BRIDGE
+from tests.node.test_cluster_changes import until
+
+pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs root for namespaces")
+
+
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ClusterNodes]:
+    directory = tmp_path_factory.mktemp("places")
+    with ClusterNodes(directory, 3, simulate=True, module="tests.node.real_places") as made:
+        connected(made)
+        yield made
+
+
+def connected(cluster: ClusterNodes) -> None:
+    def so() -> bool:
+        views = [node.json("info") for node in cluster]
+        lags = {row["revision"] for view in views for row in view}
+        return len(lags) == 1 and all(row["status"] != "Unreachable" for view in views for row in view)
+
+    until(so, "all connected, and at the same revision")
+
+
+def refused(cluster: ClusterNodes, on: int, *argv: str) -> str:
+    result = cluster[on].mcvirt(*argv, check=False)
+    assert result.returncode not in (0, 6), result.stdout
+    return result.stderr
+
+
+def marks(directory: Path) -> list[str]:
+    return sorted(entry.name for entry in directory.iterdir() if entry.name.startswith(".mcvirt-"))
+
+
+def places(cluster: ClusterNodes, name: str) -> list[Path]:
+    """A directory of its own for each node."""
+    made = [cluster.directory / f"{name}{number}" for number in cluster.nodes]
+    for place in made:
+        place.mkdir()
+    return made
+
+
+def on_each(made: list[Path]) -> list[str]:
+    return [word for number, place in enumerate(made, 1) for word in ("--node", f"node{number}", str(place))]
+
+
+def test_bridge_is_looked_for_on_every_node(cluster: ClusterNodes) -> None:
+    cluster[2].mcvirt("network", "create", "lan", "--interface", BRIDGE)
+    assert [row["name"] for row in cluster[3].json("network", "list")] == ["lan"]
+    cluster[3].host.run(["ip", "link", "add", "only3", "type", "bridge"])
+    said = refused(cluster, 3, "network", "create", "dmz", "--interface", "only3")
+    assert "on node 'node1'" in said
+    assert "on node 'node2'" in said
+    assert "on node 'node3'" not in said
+    assert [row["name"] for row in cluster[1].json("network", "list")] == ["lan"]
+
+
+def test_own_and_other_nodes_reasons_are_told_together(cluster: ClusterNodes) -> None:
+    said = refused(cluster, 1, "network", "create", "lan", "--interface", "nowhere0")
+    assert "already" in said
+    assert said.count("nowhere0") >= 3
+    assert "on node 'node2'" in said
+
+
+def test_network_is_refused_while_a_node_is_away(cluster: ClusterNodes) -> None:
+    cluster[3].kill_daemon()
+    until(lambda: any(row["status"] == "Unreachable" for row in cluster[1].json("info")), "node3 is missed")
+    said = refused(cluster, 1, "network", "create", "wan", "--interface", BRIDGE)
+    assert "node3" in said
+    assert "can't be reached" in said
+    cluster[3].start_daemon()
+    connected(cluster)
+    cluster[1].mcvirt("network", "create", "wan", "--interface", BRIDGE)
+
+
+def test_backend_on_all_nodes(cluster: ClusterNodes) -> None:
+    made = places(cluster, "all")
+    cluster[2].mcvirt("storage", "create", "everywhere", "--type", "File", *on_each(made))
+    (mark,) = marks(made[0])
+    assert [marks(place) for place in made] == [[mark]] * 3
+    rows = {row["name"]: row for row in cluster[3].json("storage", "list")}
+    assert rows["everywhere"]["problem"] == ""
+    cluster[3].mcvirt("storage", "delete", "everywhere")
+    assert [marks(place) for place in made] == [[], [], []]
+
+
+def test_fault_on_another_node_is_named_and_nothing_marked(cluster: ClusterNodes) -> None:
+    made = places(cluster, "fault")
+    made[1].rmdir()
+    made[2].chmod(0o777)
+    said = refused(cluster, 1, "storage", "create", "faulty", "--type", "File", *on_each(made))
+    assert "on node 'node2'" in said
+    assert "on node 'node3'" in said
+    assert marks(made[0]) == []
+
+
+def test_backend_is_refused_while_a_node_of_it_is_away(cluster: ClusterNodes) -> None:
+    made = places(cluster, "away")
+    cluster[3].kill_daemon()
+    until(lambda: any(row["status"] == "Unreachable" for row in cluster[1].json("info")), "node3 is missed")
+    said = refused(cluster, 1, "storage", "create", "unseen", "--type", "File", *on_each(made))
+    assert "on node 'node3'" in said
+    assert "can't be reached" in said
+    assert marks(made[0]) == []
+    cluster[3].start_daemon()
+    connected(cluster)
+
+
+def test_nodes_are_added_and_removed_through_any_node(cluster: ClusterNodes) -> None:
+    made = places(cluster, "some")
+    cluster[1].mcvirt("storage", "create", "some", "--type", "File", "--node", "node1", str(made[0]))
+    assert [len(marks(place)) for place in made] == [1, 0, 0]
+    cluster[2].mcvirt("storage", "add-node", "some", "--node", "node3", str(made[2]))
+    assert [len(marks(place)) for place in made] == [1, 0, 1]
+    said = refused(cluster, 1, "storage", "add-node", "some", "--node", "node2", str(made[0]))
+    assert "another of its nodes" in said
+    cluster[1].mcvirt("storage", "remove-node", "some", "--node", "node3")
+    assert [len(marks(place)) for place in made] == [1, 0, 0]
+
+
+def test_shared_backend_must_be_the_same_everywhere(cluster: ClusterNodes) -> None:
+    made = places(cluster, "shared")
+    same = ["--type", "File", "--shared"]
+    said = refused(cluster, 1, "storage", "create", "split", *same, *on_each(made))
+    assert "is shared, but" in said
+    assert [marks(place) for place in made] == [[], [], []], "what was marked is undone"
+    cluster[3].mcvirt("storage", "create", "common", *same, "--path", str(made[0]))
+    assert len(marks(made[0])) == 1
+    assert all(
+        row["problem"] == "" for node in cluster for row in node.json("storage", "list") if row["name"] == "common"
+    )
+    cluster[2].mcvirt("storage", "delete", "common")
+    assert marks(made[0]) == []
+
+
+def test_machine_on_a_shared_backend_moves_to_another_node(cluster: ClusterNodes) -> None:
+    made = places(cluster, "vms")
+    common = ["--type", "File", "--shared", "--path", str(made[0])]
+    cluster[1].mcvirt("storage", "create", "vms", *common, "--node", "node1", "--node", "node2")
+    cluster[1].mcvirt("storage", "create", "own", "--type", "File", "--node", "node1", str(made[1]))
+    new = ["--memory", "64", "--cpu-count", "1", "--disk-size", "4"]
+    cluster[1].mcvirt("create", "fixed1", *new, "--storage-backend", "own")
+    cluster[1].mcvirt("create", "moving1", *new, "--storage-backend", "vms", "--network", "lan")
+    assert cluster[3].json("info", "fixed1")["nodes"] == ["node1"]
+    assert cluster[3].json("info", "moving1")["nodes"] == ["node1", "node2"]
+    assert "'node1'" in refused(cluster, 2, "register", "moving1")
+    for name in ("fixed1", "moving1"):
+        cluster[3].mcvirt("unregister", name)
+    assert "can't run on node 'node3'" in refused(cluster, 3, "register", "moving1")
+    assert "can't run on node 'node2'" in refused(cluster, 2, "register", "fixed1")
+    cluster[2].mcvirt("register", "moving1")
+    cluster[3].mcvirt("start", "moving1")
+    row = next(row for row in cluster[1].json("list") if row["name"] == "moving1")
+    assert row["node"] == "node2"
+    assert cluster[1].json("info", "moving1")["node"] == "node2"
+    cluster[1].mcvirt("stop", "moving1")
+    cluster[1].mcvirt("delete", "moving1")
+    assert not [entry for entry in made[0].iterdir() if entry.name.startswith("mcvirt-hd")]
