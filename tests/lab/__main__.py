@@ -1,14 +1,14 @@
 """The lab for people: `make lab` starts it, and `make lab DO=...` does one thing with it.
 
-    up [N]                  N fresh nodes (2), instead of those there were
-    shell NODE [COMMAND]    a shell on a node, or one command; NODE is 1 or node1
-    cut|heal NODE           unplug a node from the cluster's network, and plug it in
-    power-off|boot NODE     let a node's power fail, and switch it on
-    save|revert NAME        remember all disks and memories, and go back to there
-    net COMMAND             a command on the cluster's network, as its host 10.9.0.254: tcpdump -ni lan
-    console NODE            what a node has written on its serial console
-    status                  which nodes there are
-    down                    end it
+up [N]                  N fresh nodes (2), instead of those there were
+shell NODE [COMMAND]    a shell on a node, or one command; NODE is 1 or node1
+cut|heal NODE           unplug a node from the cluster's network, and plug it in
+power-off|boot NODE     let a node's power fail, and switch it on
+save|revert NAME        remember all disks and memories, and go back to there
+net COMMAND             a command on the cluster's network, as its host 10.9.0.254: tcpdump -ni lan
+console NODE            what a node has written on its serial console
+status                  which nodes there are
+down                    end it
 """
 
 from __future__ import annotations

@@ -35,6 +35,17 @@ def say(text: str) -> None:
     print(f"lab: {text}", file=sys.stderr, flush=True)
 
 
+phases: list[tuple[str, float]] = []
+"""What took how many seconds, for the time table."""
+
+
+def took(what: str, begun: float) -> None:
+    """Say that something is done that began at *begun* on the monotonic clock."""
+    seconds = time.monotonic() - begun
+    phases.append((what, seconds))
+    say(f"{what} in {seconds:.1f} s")
+
+
 def digest(*what: object) -> str:
     """A short name for these values."""
     return hashlib.sha256(json.dumps(what, default=str).encode()).hexdigest()[:12]
@@ -94,7 +105,7 @@ def made(kind: str, key: str, build: Callable[[Path], None]) -> Path:
                 remove(unfinished)
                 raise
             unfinished.rename(place)
-            say(f"made {place.name} in {time.monotonic() - begun:.0f} s")
+            took(f"made {place.name}", begun)
         _hold(place)
     os.utime(place)
     _drop_old(kind)

@@ -18,7 +18,7 @@ from types import TracebackType
 
 from tests.lab import cache
 from tests.lab import image as images
-from tests.lab.cache import CACHE, LabFailed, say
+from tests.lab.cache import CACHE, LabFailed, took
 from tests.lab.ground import Ground, sweep
 from tests.lab.machine import ACCELERATOR, CPU, CPUS, KERNEL_ARGUMENTS, LVM_DISK, MEMORY, Machine
 from tests.lab.node import PATIENCE, Node
@@ -95,7 +95,7 @@ class Lab:
         """Every node is as new: nothing that was done to one before is there, and mcvirtd has made itself at home."""
         begun = time.monotonic()
         self.each(self._renew)
-        say(f"{self.count} fresh nodes in {time.monotonic() - begun:.1f} s")
+        took(f"{self.count} fresh node{'s' if self.count > 1 else ''}", begun)
 
     def _renew(self, node: Node) -> None:
         saved = self._saved(node)
