@@ -201,6 +201,7 @@ def _wakened() -> Iterator[tuple[socket.socket, list[int]]]:
     for number in (signal.SIGINT, signal.SIGHUP):  # Ctrl-C is for our maker, who then ends us
         signal.signal(number, signal.SIG_IGN)
     yield waker, ended
+    signal.set_wakeup_fd(-1)
 
 
 def _live(waker: socket.socket, ended: list[int], life: tuple[int, ...]) -> None:

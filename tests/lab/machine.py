@@ -119,7 +119,8 @@ class Machine:
         self._memory_stays(True)
         self.ask(command, uri=uri)
         deadline = time.monotonic() + ANSWER_WITHIN
-        while (said := self.ask("query-migrate")) and said.get("status") != "completed":
+        # There is no status at all before it has begun.
+        while (said := self.ask("query-migrate")).get("status") != "completed":
             if said.get("status") == "failed" or time.monotonic() > deadline:
                 raise LabFailed(f"{self.name}: {command}: {said}")
             threading.Event().wait(0.05)
