@@ -21,7 +21,15 @@ SOURCES = tuple(
     ROOT / name
     for name in (
         *("Makefile", "pyproject.toml", "setup.py", "README.md", "CHANGELOG.md", "LICENSE"),
-        *("mcvirt", "mcvirt_client", "mcvirtd", "systemd", "docs"),
+        *(
+            "mcvirt",
+            "mcvirt_client",
+            "mcvirtd",
+            "systemd",
+            "docs/man",
+            "docs/mcvirtd.toml.example",
+            "docs/permissions.md",
+        ),
     )
 )
 """What `make install` reads."""
@@ -117,10 +125,12 @@ def _install(place: Path, base: Path, wheels: Path) -> None:
     source.mkdir(parents=True)
     shutil.copytree(wheels, root / IN_THE_NODE / "wheels")
     for path in SOURCES:
+        target = source / path.relative_to(ROOT)
+        target.parent.mkdir(parents=True, exist_ok=True)
         if path.is_dir():
-            shutil.copytree(path, source / path.name, ignore=shutil.ignore_patterns("__pycache__"))
+            shutil.copytree(path, target, ignore=shutil.ignore_patterns("__pycache__"))
         else:
-            shutil.copy(path, source / path.name)
+            shutil.copy(path, target)
     clean = ["env", "-i", "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "PIP_NO_INDEX=1"]
     make = ["make", "-C", f"/{IN_THE_NODE}/source", "install", f"WHEELS=/{IN_THE_NODE}/wheels"]
     run(["chroot", root, *clean, *make], within=600)

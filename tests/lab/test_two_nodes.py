@@ -37,7 +37,9 @@ def test_a_renewed_node_is_somebody_else(lab: Lab) -> None:
 def test_network_is_cut_healed_and_slow(lab: Lab) -> None:
     first, second = lab.nodes
     second.put(first.get("cat /run/mcvirt/ca.pem"), "/root/ca.pem")
-    first.succeed("echo secret-of-alice > /root/password && mcvirt user create alice --user-password-file /root/password")
+    first.succeed(
+        "echo secret-of-alice > /root/password && mcvirt user create alice --user-password-file /root/password"
+    )
     second.put(b"secret-of-alice\n", "/root/password", 0o600)
     far = "timeout 20 mcvirt --host node1 --ca-file /root/ca.pem --username alice --password-file /root/password list"
     second.succeed(far)
