@@ -26,6 +26,7 @@ from tests.lab.system import RECIPE
 
 RUNS = CACHE / "run"
 MOST_NODES = 9
+MOST_DRIFT = 5.0
 FIRST_BOOT_WITHIN = 120.0 * PATIENCE
 
 
@@ -114,7 +115,10 @@ class Lab:
             machine.new_disks()
             machine.start(memory=place / "memory", keep_memory=True)
             node.log_in(within=FIRST_BOOT_WITHIN)
+            offset = _clock_offset(node)
             node.succeed((RECIPE / "settle").read_text(), within=120)
+            if abs(_clock_offset(node) - offset) > MOST_DRIFT:
+                raise LabFailed(f"{node.name}: its time passes at another speed than ours")
             node.hang_up()
             machine.save(place / "devices")
             for disk in machine.disks:
@@ -151,3 +155,10 @@ class Lab:
                 stack.callback(node.machine.ask, "cont")
             self.each(lambda node: node.machine.tell(line), running)
         return running
+
+
+def _clock_offset(node: Node) -> float:
+    """How many seconds its clock is ahead of ours."""
+    begun = time.time()
+    said = float(node.succeed("date +%s.%N"))
+    return said - (begun + time.time()) / 2
