@@ -29,8 +29,8 @@ ACCELERATOR = "kvm" if KVM else "tcg,thread=multi,tb-size=512"
 KERNEL_ARGUMENTS = " ".join(
     (
         "root=/dev/vda rw console=ttyS0 quiet loglevel=4 net.ifnames=0 mitigations=off nokaslr apparmor=0 selinux=0",
-        "audit=0 no_timer_check random.trust_cpu=on rcupdate.rcu_expedited=1 cryptomgr.notests 8250.nr_uarts=1 panic=-1",
-        "systemd.show_status=0",
+        "audit=0 no_timer_check random.trust_cpu=on rcupdate.rcu_expedited=1 cryptomgr.notests panic=-1",
+        "8250.nr_uarts=1 systemd.show_status=0",
         # The kernel measures the processor's counter when it boots. That goes wrong where an emulated processor is
         # kept from running meanwhile: a node's time then passes twice as fast, whenever it is restored.
         *([] if KVM else ["clocksource=acpi_pm tsc=unstable"]),

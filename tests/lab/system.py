@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import stat
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -107,11 +108,6 @@ def files_of(root: Path) -> dict[str, list[object]]:
                 continue
             at = path.lstat()
             link = str(path.readlink()) if path.is_symlink() else ""
-            found[f"/{path.relative_to(root)}"] = [
-                at.st_mode,
-                at.st_uid,
-                at.st_gid,
-                path.is_file() and at.st_size,
-                link,
-            ]
+            size = stat.S_ISREG(at.st_mode) and at.st_size
+            found[f"/{path.relative_to(root)}"] = [at.st_mode, at.st_uid, at.st_gid, size, link]
     return found
