@@ -22,11 +22,11 @@ SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .ONESHELL:
 .DEFAULT_GOAL := help
-.PHONY: help demo test check bench docs deps packages wheels install uninstall clean
+.PHONY: help demo test check bench docs deps packages wheels install uninstall clean lab test-lab
 
 help: ## list these verbs
 	@echo "make VERB, where VERB is one of:"
-	@sed -n 's/^\([a-z]*\):[^#]*## \(.*\)/  \1\t\2/p' Makefile | expand -t 14
+	@sed -n 's/^\([a-z-]*\):[^#]*## \(.*\)/  \1\t\2/p' Makefile | expand -t 14
 
 # --- work on the code ---------------------------------------------------------------------------------------------
 
@@ -35,6 +35,12 @@ demo: deps ## a private libvirtd and mcvirtd, a virtual machine from its creatio
 
 test: deps ## the unit tests, and those with real libvirt and QEMU (these as root)
 	@exec $(PY) -m pytest tests/unit tests/node
+
+test-lab: deps ## the stories on complete nodes with LVM, DRBD and systemd, as emulated machines (as root)
+	@exec $(PY) -m pytest tests/lab
+
+lab: deps ## fresh nodes to try things on; DO='shell 1', DO=down, DO=help (as root)
+	@exec $(PY) -m tests.lab $(DO)
 
 check: deps ## lint, types, layering
 	@set -x
@@ -64,7 +70,8 @@ $(READY):
 	touch $@
 
 clean: ## remove what was made here, and nothing that is installed
-	@rm -rf $(BUILD) dist $(VENV) .cache .mypy_cache .pytest_cache .ruff_cache .hypothesis *.egg-info
+	@[[ ! -x $(PY) ]] || $(PY) -m tests.lab down || true
+	rm -rf $(BUILD) dist $(VENV) .cache .mypy_cache .pytest_cache .ruff_cache .hypothesis *.egg-info
 	find mcvirt mcvirt_client mcvirtd tests demo docs -type d -name __pycache__ -prune -exec rm -rf {} +
 
 # --- install ------------------------------------------------------------------------------------------------------

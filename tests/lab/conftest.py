@@ -1,0 +1,93 @@
+"""Fresh nodes for each test, what they have to say where it fails, and where the time went."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from tests.lab import cache
+from tests.lab.cache import ROOT, CannotRun
+from tests.lab.lab import Lab
+from tests.lab.node import Node, save_journal
+
+LOGS = ROOT / "build/lab"
+"""The whole journals and consoles of the nodes of tests that failed, by the test's name."""
+
+
+class _Labs:
+    """One lab at a time, kept from test to test as long as its size is what is wanted."""
+
+    def __init__(self) -> None:
+        self._lab: Lab | None = None
+
+    def fresh(self, count: int) -> Lab:
+        if self._lab is not None and self._lab.count != count:
+            self.close()
+        try:
+            if self._lab is None:
+                lab = Lab(count)
+                lab.start()
+                self._lab = lab
+            else:
+                self._lab.renew()
+        except CannotRun as reason:
+            if os.environ.get("MCVIRT_LAB_REQUIRED"):
+                raise
+            pytest.skip(str(reason))
+        except BaseException:
+            self.close()
+            raise
+        return self._lab
+
+    def close(self) -> None:
+        lab, self._lab = self._lab, None
+        if lab is not None:
+            lab.close()
+
+
+@pytest.fixture(scope="session")
+def labs() -> Iterator[_Labs]:
+    kept = _Labs()
+    yield kept
+    kept.close()
+
+
+@pytest.fixture
+def node(labs: _Labs) -> Node:
+    """A fresh node, alone."""
+    return labs.fresh(1)[1]
+
+
+@pytest.fixture
+def lab(labs: _Labs) -> Lab:
+    """Two fresh nodes that know nothing of each other."""
+    return labs.fresh(2)
+
+
+@pytest.hookimpl(hookwrapper=True)
+def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) -> Iterator[None]:
+    """Add what the nodes of a failed test say, and keep all that they have said."""
+    outcome: Any = yield
+    report = outcome.get_result()
+    if not report.failed or report.when == "teardown":
+        return
+    nodes: dict[str, Node] = {}
+    for value in getattr(item, "funcargs", {}).values():
+        for found in [value] if isinstance(value, Node) else value.nodes if isinstance(value, Lab) else []:
+            nodes[found.name] = found
+    directory = LOGS / re.sub(r"[^\w.-]+", "-", item.name)
+    for name, found in nodes.items():
+        report.sections.append((f"{name} (all of it in {directory.relative_to(ROOT)})", found.evidence()))
+        save_journal(found, directory)
+
+
+def pytest_terminal_summary(terminalreporter: Any) -> None:
+    """The time table."""
+    if cache.phases:
+        terminalreporter.section("the lab's time")
+        for what, seconds in cache.phases:
+            terminalreporter.line(f"{seconds:7.1f} s  {what}")

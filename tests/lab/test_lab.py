@@ -1,0 +1,127 @@
+"""The lab itself: what it tells when a test fails or a node does not come up, and what it leaves behind."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.lab import lab as labs
+from tests.lab.cache import ROOT, LabFailed
+from tests.lab.ground import Ground, sweep
+from tests.lab.machine import Machine
+from tests.lab.node import Node
+from tests.lab.system import cpio
+
+
+def processes(directory: Path) -> list[str]:
+    """The command lines of processes that name *directory*, or live in it."""
+    found = []
+    for process in Path("/proc").iterdir():
+        try:
+            if process.name.isdigit() and int(process.name) != os.getpid():
+                words = (process / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
+                if str(directory) in words or (process / "cwd").readlink().is_relative_to(directory):
+                    found.append(words)
+        except (FileNotFoundError, ProcessLookupError, PermissionError):
+            continue
+    return found
+
+
+def test_a_broken_daemon_fails_a_test_with_its_journal(node: Node) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", str(Path(__file__).with_name("broken_daemon.py"))],
+        cwd=ROOT,
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=600,
+    )
+    assert done.returncode == 1, done.stdout + done.stderr
+    assert "1 failed" in done.stdout
+    journal = done.stdout.partition("journal of mcvirtd:")[2]
+    assert "RuntimeError: broken on purpose" in journal, done.stdout
+    whole = ROOT / "build/lab/test_machines_are_listed/node1.journal"
+    assert "RuntimeError: broken on purpose" in whole.read_text()
+    assert "systemd" in whole.read_text()
+
+
+def test_two_labs_at_once(node: Node) -> None:
+    with labs.Lab(1) as other:
+        node.succeed("touch /root/mine")
+        other[1].fail("test -e /root/mine")
+        assert other[1].succeed("cat /var/lib/mcvirt/node.json") != node.succeed("cat /var/lib/mcvirt/node.json")
+        directory = other.directory
+        assert processes(directory)
+    assert not directory.exists()
+    assert processes(directory) == []
+    node.mcvirt("list")
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL], ids=lambda number: number.name)
+def test_nothing_is_left_of_an_interrupted_run(node: Node, number: signal.Signals, tmp_path: Path) -> None:
+    code = (
+        "import sys; from pathlib import Path; from tests.lab.lab import Lab\n"
+        "with Lab(1, directory=Path(sys.argv[1])):\n    print('up', flush=True); sys.stdin.read()\n"
+    )
+    directory = tmp_path / "run"
+    with subprocess.Popen(
+        [sys.executable, "-c", code, str(directory)],
+        cwd=ROOT,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+    ) as run:
+        assert run.stdout is not None and run.stdout.readline() == b"up\n"
+        assert len([words for words in processes(directory) if "qemu-system" in words]) >= 1
+        run.send_signal(number)
+        run.wait(60)
+    node.wait_until(lambda: not processes(directory) and not directory.exists(), within=15, what="nothing left")
+
+
+def test_what_a_killed_ground_leaves_is_swept(tmp_path: Path) -> None:
+    ground = Ground.start(tmp_path / "run")
+    other = Ground.start(tmp_path / "other")
+    try:
+        killed = os.pidfd_open(ground.pid)
+        os.kill(ground.pid, signal.SIGKILL)
+        assert ground.directory.exists()
+        os.close(killed)
+        ground._life = None
+        labs_left = [path.name for path in tmp_path.iterdir()]
+        assert sorted(labs_left) == ["other", "run"]
+        while ground.directory.exists():
+            sweep(tmp_path)
+        assert other.directory.exists()
+    finally:
+        other.end()
+
+
+def test_a_node_that_does_not_come_up_shows_its_console(node: Node, tmp_path: Path) -> None:
+    image = tmp_path / "image"
+    image.mkdir()
+    for name in ("vmlinuz", "id", "root.img"):
+        (image / name).symlink_to(node.machine.image / name)
+    # The system's own initrd, but its first program is another: archives add up.
+    init = "#!/bin/busybox sh\necho lab: this machine will never come up\n/bin/busybox sleep 1000\n"
+    (image / "initrd").write_bytes(
+        (node.machine.image / "initrd").read_bytes() + cpio([("init", 0o100755, init.encode())])
+    )
+    ground = Ground.start(tmp_path / "run")
+    try:
+        lost = Node(Machine(ground, image, 1))
+        lost.machine.new_disks()
+        lost.machine.start()
+        node.wait_until(lambda: "never come up" in lost.machine.console(), what="its first words")
+        with pytest.raises(LabFailed, match=r"(?s)no way in within 3 s.*this machine will never come up"):
+            lost.log_in(within=3)
+        lost.power_off()
+        with pytest.raises(LabFailed, match="it is off"):
+            lost.log_in(within=3)
+    finally:
+        ground.end()

@@ -1,0 +1,124 @@
+"""mcvirtd as it is installed, under systemd with all that its unit takes away from it, and what it outlives."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.lab.node import Node
+from tests.lab.stories import machine, storage, volume
+
+MIB = 1024**2
+
+
+def test_unit_is_what_was_installed_and_hardened(node: Node) -> None:
+    assert node.unit("mcvirtd", "FragmentPath") == "/usr/local/lib/systemd/system/mcvirtd.service"
+    assert node.unit("mcvirtd", "UnitFileState") == "enabled"
+    assert node.unit("mcvirtd", "Type") == "notify"
+    assert node.unit("mcvirtd", "ActiveState") == "active"
+    assert node.unit("mcvirtd", "StatusText") == "Serving on port 9090"
+    assert node.unit("mcvirtd", "NoNewPrivileges") == "yes"
+    assert set(node.succeed("ls -A /var/lib/mcvirt").split()) >= {"node.json", "pki", "state.db"}
+    status = node.succeed("cat /proc/$(systemctl show -P MainPID mcvirtd)/status")
+    words = dict(line.split(":\t", 1) for line in status.splitlines() if ":\t" in line)
+    assert words["NoNewPrivs"] == "1" and words["Seccomp"] == "2"
+    everything = int(node.succeed("cat /proc/1/status | sed -n 's/^CapBnd:\t//p'"), 16)
+    assert int(words["CapBnd"], 16) < everything
+    assert "mcvirtd can run here" in node.succeed("mcvirtd --check")
+    assert node.journal().count("Traceback") == 0
+
+
+@pytest.mark.parametrize("kind", ["thick", "thin"])
+def test_machine_on_lvm_from_creation_to_end(node: Node, kind: str) -> None:
+    storage(node, kind)
+    device = machine(node, "tiny")
+    made = node.lvs()[volume(device)]
+    assert int(made["lv_size"]) == 16 * MIB
+    assert made["pool_lv"] == ("pool" if kind == "thin" else "")
+
+    node.mcvirt("start", "tiny")
+    assert node.virsh("domstate", "tiny") == "running"
+    ticks = node.wait_for_guest(device, boots=1)
+
+    node.mcvirt("update", "tiny", "--increase-disk", "8MiB", "--disk-id", "1")
+    assert int(node.lvs()[volume(device)]["lv_size"]) == 24 * MIB
+    assert "25165824" in node.virsh("domblkinfo", "tiny", "vda").split()
+    ticks = node.wait_for_guest(device, boots=1, beyond=ticks)
+
+    node.mcvirt("shutdown", "tiny", "--wait")
+    assert node.virsh("domstate", "tiny") == "shut off"
+    node.mcvirt("start", "tiny")
+    node.wait_for_guest(device, boots=2)
+    node.mcvirt("stop", "tiny")
+    node.mcvirt("delete", "tiny", "--yes")
+    assert volume(device) not in node.lvs()
+    assert node.virsh("list", "--all", "--name") == ""
+    assert node.json("list") == []
+    assert "denied" not in node.journal() and "EPERM" not in node.journal()
+
+
+def test_machines_outlive_the_daemon(node: Node) -> None:
+    storage(node, "thick")
+    device = machine(node, "tiny")
+    node.mcvirt("start", "tiny")
+    node.wait_for_guest(device, boots=1)
+    before = node.unit("mcvirtd", "MainPID")
+
+    node.succeed(f"kill -9 {before}")
+    node.wait_until("test $(systemctl show -P NRestarts mcvirtd) = 1 && systemctl is-active mcvirtd")
+    assert node.unit("mcvirtd", "MainPID") not in (before, "0")
+    ticks = node.wait_for_guest(device, boots=1)
+    assert [row["state"] for row in node.json("list")] == ["RUNNING"]
+    node.wait_for_guest(device, boots=1, beyond=ticks)
+
+    node.succeed("systemctl restart libvirtd")
+    node.wait_until("mcvirt list --json | grep -q RUNNING")
+    node.mcvirt("stop", "tiny")
+
+
+def test_a_daemon_that_hangs_is_restarted(node: Node) -> None:
+    node.freeze()
+    node.fail("timeout 5 mcvirt list")
+    # What the unit says: WatchdogSec=60s.
+    node.wait_until("test $(systemctl show -P NRestarts mcvirtd) = 1 && systemctl is-active mcvirtd", within=100)
+    node.mcvirt("list")
+    assert "watchdog" in node.journal().lower()
+
+
+def test_reboot_and_power_failure_bring_machines_back(node: Node) -> None:
+    storage(node, "thin")
+    devices = {name: machine(node, name) for name in ("auto", "manual")}
+    node.mcvirt("update", "auto", "--autostart-on-boot")
+    node.mcvirt("start", "auto", "manual")
+    for device in devices.values():
+        node.wait_for_guest(device, boots=1)
+    identity = node.succeed("cat /var/lib/mcvirt/node.json")
+
+    node.reboot()
+    ticks = node.wait_for_guest(devices["auto"], boots=2, within=60)
+    assert node.guest(devices["manual"]) is None or node.guest(devices["manual"])[0] == 1  # type: ignore[index]
+    states = {row["name"]: row["state"] for row in node.json("list")}
+    assert states == {"auto": "RUNNING", "manual": "STOPPED"}
+
+    ticks = node.wait_for_guest(devices["auto"], boots=2, beyond=ticks)
+    node.succeed("sync")
+    node.power_off()
+    node.boot()
+    node.wait_for_guest(devices["auto"], boots=3, within=60)
+    assert node.succeed("cat /var/lib/mcvirt/node.json") == identity
+    assert node.unit("mcvirtd", "NRestarts") == "0"
+
+
+def test_a_disk_that_fails_is_the_guests_trouble_alone(node: Node) -> None:
+    storage(node, "thick")
+    bad, good = machine(node, "bad"), machine(node, "good")
+    node.mcvirt("start", "bad", "good")
+    node.wait_for_guest(bad, boots=1)
+    ticks = node.wait_for_guest(good, boots=1)
+    node.fail_disk(volume(bad))
+    node.fail(f"dd if={bad} of=/dev/null bs=512 count=1 iflag=direct")
+    node.wait_for_guest(good, boots=1, beyond=ticks)
+    assert {row["name"] for row in node.json("list")} == {"bad", "good"}
+    node.repair_disk(volume(bad))
+    node.mcvirt("stop", "bad")
+    node.mcvirt("start", "bad")
+    node.wait_for_guest(bad, boots=2)
