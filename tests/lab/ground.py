@@ -56,7 +56,13 @@ class Ground:
             str(directory),
         ]
         process = subprocess.Popen(
-            argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, cwd=directory, start_new_session=True
+            argv,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            # What outlives us must not keep open what our caller reads: `make lab | tee` would not end.
+            stderr=subprocess.DEVNULL if keep else None,
+            cwd=directory,
+            start_new_session=True,
         )
         assert process.stdin is not None and process.stdout is not None
         answer = process.stdout.readline() if _readable(process.stdout.fileno(), within) else b""
