@@ -371,6 +371,8 @@ def _ready(first: int, second: int) -> int:
 def _become(report: int, argv: list[str]) -> None:
     os.write(report, b"%d\n" % os.getpid())
     os.set_inheritable(report, False)
+    # Whoever started the tests in the background has had Ctrl-C ignored, and that would be handed on.
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
     os.execvp(argv[0], argv)
 
 
