@@ -157,6 +157,10 @@ uninstall: ## remove what `make install` put there; virtual machines, state and 
 	rm -f "$(DESTDIR)$(PREFIX)/bin/mcvirt" "$(DESTDIR)$(PREFIX)/sbin/mcvirtd" "$(DESTDIR)$(UNITDIR)/mcvirtd.service" \
 	    "$(DESTDIR)$(SHARE)/bash-completion/completions/mcvirt" "$(DESTDIR)$(SHARE)/man/man1/mcvirt.1" \
 	    "$(DESTDIR)$(SHARE)/man/man5/mcvirtd.toml.5" "$(DESTDIR)$(SHARE)/man/man8/mcvirtd.8"
+	# The directories that only we had something in.
+	for directory in "$(UNITDIR)" "$(PREFIX)/lib/systemd" "$(SHARE)"/{bash-completion/completions,bash-completion,doc,man/man{1,5,8}}; do
+	    [[ ! -d "$(DESTDIR)$$directory" ]] || rmdir --ignore-fail-on-non-empty "$(DESTDIR)$$directory"
+	done
 	if [[ -z "$(DESTDIR)" && -d /run/systemd/system ]]; then
 	    systemctl daemon-reload
 	fi
