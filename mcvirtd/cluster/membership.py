@@ -268,7 +268,17 @@ class Membership:
         """Once the cluster counts this node in, there is no way back, and nothing is kept for one."""
         if self.joining is None or self.record.away:
             return
+        # What was stored here is not enough: a leader that did not hear of it has taken it back, and the node that it
+        # then knows nothing of must still be able to be what it was. So the leader is asked, and no lock is held.
+        try:
+            if not self.replicator.rejoin():
+                return
+        except McvirtError as error:
+            log.info("the leader could not be asked whether this node has joined: %s", error)
+            return
         with self._lock:
+            if self.joining is None:
+                return
             self._drop("joining")
             self.joining = None
             self.keys.settle(keep_before=False)

@@ -158,7 +158,7 @@ class Newcomer(JoinApi):
 
     def _counted_in(self) -> bool:
         try:
-            return not self._membership.record.away or self._membership.replicator.rejoin()
+            return self._membership.replicator.rejoin()
         except LeaderUnreachable:
             return False
 

@@ -13,7 +13,7 @@ before a `yield` is looked at again after it. Nothing here keeps anything that m
 from __future__ import annotations
 
 from collections.abc import Generator, Iterator, Mapping, Sequence
-from typing import Any, NamedTuple, Protocol, TypeVar
+from typing import Any, NamedTuple, Protocol, TypeGuard, TypeVar
 
 import msgspec
 
@@ -290,7 +290,7 @@ class Replica:
     def _ask_one(self, member: str, message: Message, within: float) -> Procedure[Message]:
         answers = yield Ask({member: message}, within)
         answer = answers.get(member)
-        if answer is None:
+        if not _meant(answer):
             raise LeaderUnreachable(leader=member)
         return answer
 
@@ -311,7 +311,7 @@ class Replica:
         others = self.others()
         leader = self.leader
         answers = yield Ask({name: {"kind": "status"} for name in others}, ASK_WITHIN)
-        alive = {name: answer for name, answer in answers.items() if answer is not None}
+        alive = {name: answer for name, answer in answers.items() if answer is not None and _meant(answer)}
         if not planned:
             self._refuse_if_alive(leader, alive)
         elif leader not in alive:
@@ -325,6 +325,7 @@ class Replica:
         number = max([self._log.promised().number, *(_epoch_of(answer).number for answer in alive.values())]) + 1
         epoch = Epoch(number, self.name)
         promises = yield Ask({name: {"kind": "promise", "epoch": epoch} for name in alive}, ASK_WITHIN)
+        promises = {name: answer for name, answer in promises.items() if _meant(answer)}
         granted = [name for name, answer in promises.items() if answer and answer.get("granted")]
         # A member that stored more between its status and its promise would lose it to us: begin anew.
         newer = [name for name in granted if _position((promises[name] or {})["position"]) > self._log.position()]
@@ -409,6 +410,11 @@ class Replica:
 
 def _append_message(entries: Sequence[Entry]) -> Message:
     return {"kind": "append", "entries": list(entries)}
+
+
+def _meant(answer: Message | None) -> TypeGuard[Message]:
+    """Whether that is an answer: a member may know us for none of its own, or may have failed to answer."""
+    return answer is not None and "stranger" not in answer and "error" not in answer
 
 
 def _stored(answer: Message | None) -> bool:

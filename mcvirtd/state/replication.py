@@ -155,12 +155,11 @@ class Replicator:
     def turn(self) -> Iterator[None]:
         """In the block nobody else makes a change, and everything that was changed before is here."""
         if self.alone:
-            turn = self._turns.take(TURN_WITHIN)
-            self._lease = (turn, self.name, self.replica.position())
+            self._lease = self._own_turn()
             try:
                 yield
             finally:
-                self._turns.give(turn)
+                self._end_turn()
             return
         leader = self.replica.leader
         self._lease = self._own_turn() if self.replica.is_leader else self._borrow_turn(leader)
@@ -170,10 +169,13 @@ class Replicator:
             self._end_turn()
 
     def _own_turn(self) -> tuple[str, str, Position]:
+        return self._take_turn(), self.name, self.replica.position()
+
+    def _take_turn(self) -> str:
         turn = self._turns.take(TURN_WITHIN)
         if not turn:
-            raise LeaderUnreachable(leader=self.name)
-        return turn, self.name, self.replica.position()
+            raise StaleChange(revision=self.replica.position().revision)
+        return turn
 
     def _borrow_turn(self, leader: str) -> tuple[str, str, Position]:
         answer = self._ask(leader, {"kind": "turn.begin"}, TURN_WITHIN + 2)
@@ -360,9 +362,7 @@ class Replicator:
 
     def become(self, snapshot: Snapshot, promised: Epoch, statements: Sequence[Statement] = ()) -> None:
         """See StateLog.become; no change is made meanwhile."""
-        turn = self._turns.take(TURN_WITHIN)
-        if not turn:
-            raise LeaderUnreachable(leader=self.name)
+        turn = self._take_turn()
         try:
             with self._member:
                 self.log.become(snapshot, promised, statements)
@@ -377,7 +377,7 @@ class Replicator:
 
     def promote(self, *, confirmed: bool, planned: bool = False) -> tuple[str, ...]:
         """Make this node the leader; returns the members that do not know yet. See `Replica.promote`."""
-        turn = self._turns.take(TURN_WITHIN)
+        turn = self._take_turn()
         try:
             return self._run(self.replica.promote(confirmed=confirmed, planned=planned)).away
         finally:

@@ -16,6 +16,7 @@ from mcvirt.errors import (
     LeaderUnreachable,
     NoMajority,
     PromotionUnconfirmed,
+    StaleChange,
 )
 from mcvirtd.state.records import ClusterRecord, NetworkRecord, NodeRecord, SettingsRecord
 from mcvirtd.state.replicate import Message
@@ -269,3 +270,31 @@ def test_a_leader_that_dies_between_storing_and_telling_leaves_the_caller_with_u
     three.heal()
     assert three.networks("n3") == {"lan"}
     three.assert_same()
+
+
+def test_a_member_that_fails_to_answer_is_none_that_answered(three: Cluster) -> None:
+    """Neither catching up nor promoting trips over an error, or over a member that does not know who asks."""
+    three.wires.down.add("n1")
+    three.members["n2"].handle = lambda sender, message: {"error": {"name": "Failed", "fields": {}}}  # type: ignore[method-assign]
+    with pytest.raises(PromotionUnconfirmed):
+        three.members["n3"].promote(confirmed=False)
+    three.members["n2"].handle = lambda sender, message: {"stranger": True}  # type: ignore[method-assign]
+    with pytest.raises(PromotionUnconfirmed):
+        three.members["n3"].promote(confirmed=False)
+    with pytest.raises(LeaderUnreachable):
+        three.members["n3"]._run(three.members["n3"].replica.catch_up("n2"))
+
+
+def test_no_change_is_made_without_a_turn(two: Cluster, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("mcvirtd.state.replication.TURN_WITHIN", 0.05)
+    turn = two.members["n1"]._turns.take(1.0)
+    revision = two.stores["n1"].revision
+    with pytest.raises(StaleChange):
+        two.put("n1", "lan")
+    two.wires.down.add("n1")
+    held = two.members["n2"]._turns.take(1.0)
+    with pytest.raises(StaleChange):
+        two.members["n2"].promote(confirmed=True)
+    two.members["n2"]._turns.give(held)
+    two.members["n1"]._turns.give(turn)
+    assert two.stores["n1"].revision == revision
