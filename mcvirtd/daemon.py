@@ -17,16 +17,14 @@ from mcvirt import api
 from mcvirt.api.membership import JoinApi, MembershipApi
 from mcvirt.api.peer import PeerApi
 from mcvirt.api.vm import VmApi
-from mcvirt.errors import McvirtError, from_wire
+from mcvirt.errors import from_wire
 from mcvirt.rpc import transport
 from mcvirt.rpc.codec import Reply
 from mcvirt.rpc.contract import operations
-from mcvirt.types.task import ENDED, TaskState
 from mcvirt.types.vm import AutoStart
 from mcvirtd.auth import first_start
 from mcvirtd.auth.audit import Audit
 from mcvirtd.auth.caller import SYSTEM, Caller
-from mcvirtd.auth.grants import drop_vm
 from mcvirtd.auth.groups import GroupService
 from mcvirtd.auth.login import Login
 from mcvirtd.auth.passwords import Passwords
@@ -66,17 +64,10 @@ from mcvirtd.storage.uploads import Uploads
 from mcvirtd.tasks.engine import Tasks
 from mcvirtd.tasks.locks import Locks
 from mcvirtd.tasks.service import TaskService
+from mcvirtd.tasks.settling import Settling
 from mcvirtd.tasks.transaction import Journal
-from mcvirtd.vm.change import Changes
-from mcvirtd.vm.consoles import Consoles
-from mcvirtd.vm.creation import Creation
-from mcvirtd.vm.deletion import Deletion
-from mcvirtd.vm.design import AcceleratorOfNode, Designer
-from mcvirtd.vm.domains import Domains
-from mcvirtd.vm.ground import Ground
-from mcvirtd.vm.power import Power
-from mcvirtd.vm.service import VmService
-from mcvirtd.vm.view import View
+from mcvirtd.vm.design import AcceleratorOfNode
+from mcvirtd.vm.machines import Machines
 
 log = logging.getLogger(__name__)
 
@@ -108,7 +99,7 @@ class Daemon:
             hypervisor = self._hypervisor()
             stack.callback(hypervisor.close)
             self._build(store, hypervisor)
-            self._settle()
+            self._settling.settle()
             server = self._serve(first_start.write_root_token(self._settings.paths.run))
             stack.callback(self._unpublish)
             self._publish(server)
@@ -129,7 +120,7 @@ class Daemon:
             self._replicator.stop()
             self._presence.stop()
             self._uploads.close()
-            self._consoles.close_idle(every=True)
+            self._machines.consoles.close_idle(every=True)
             self._sessions.flush()
             server.close()
         return 0
@@ -167,7 +158,6 @@ class Daemon:
 
     def _build(self, store: Store, hypervisor: HypervisorVerbs) -> None:
         node, settings = self._node, self._settings
-        self._libvirt = hypervisor
         trust = settings.paths.run / TRUST_FILE
         self._keys = Keys(settings.paths.state, node, store, trust, listens=self._own_addresses())
         presence = self._presence = Presence(
@@ -202,52 +192,23 @@ class Daemon:
         self._isos = IsoLibrary(settings.paths.state)
         self._isos.prepare()
         self._uploads = Uploads(self._isos, clock=time.monotonic)
-        designs = Designer(store, self._disks, self._isos, self._accelerator, str(settings.paths.state / "console"))
-        domains = Domains(
-            store=store, hypervisor=hypervisor, designs=designs, journal=journal, locks=self._locks, node=node
-        )
-        ground = Ground(
+        self._machines = Machines(
             node=node,
             store=store,
             journal=journal,
             locks=self._locks,
             hypervisor=hypervisor,
-            domains=domains,
-            designs=designs,
+            accelerator=self._accelerator,
             disks=self._disks,
+            isos=self._isos,
+            console_directory=str(settings.paths.state / "console"),
+            live=presence.live.of,
             bridge_problem=lambda interface: " ".join(self._bridge_faults(interface)),
-        )
-        deletion = Deletion(ground, drop_vm)
-        creation = Creation(ground, deletion.remove)
-        self._changes = Changes(ground)
-        power = Power(ground)
-        self._consoles = Consoles(hypervisor.open_console)
-        self._vms = VmService(
-            store=store,
-            locks=self._locks,
-            hypervisor=hypervisor,
-            domains=domains,
-            designs=designs,
-            creation=creation,
-            changes=self._changes,
-            power=power,
-            deletion=deletion,
-            view=View(
-                store=store,
-                hypervisor=hypervisor,
-                domains=domains,
-                accelerator=self._accelerator,
-                node=node,
-                live=presence.live.of,
-            ),
-            consoles=self._consoles,
-            node=node,
         )
         places = locations_by_node(backends, node, presence.peers)
         self._storage = StorageService(
             store=store, journal=journal, locks=self._locks, nodes=backends, node=node, everywhere=places
         )
-        self._domains = domains
         self._autostart = Autostart(
             store=store, vms=self._stopped_machines, start=self._start_machine, libvirt_ready=hypervisor.wait_connected
         )
@@ -263,10 +224,16 @@ class Daemon:
             hypervisor=hypervisor,
             bridge_faults=self._bridge_faults,
         )
+        self._settling = Settling(
+            tasks=self._tasks,
+            audit=self._audit,
+            caught_up=replicator.catch_up,
+            libvirt_answers=lambda: hypervisor.connected,
+        )
         self._maintenance = Maintenance(
             [
                 Chore("membership", 2.0, self._admission.settle, first=2.0),
-                Chore("settle", 30.0, self._settle_stuck, first=5.0),
+                Chore("settle", 30.0, self._settling.settle_stuck, first=5.0),
                 Chore("idle", 30.0, self._drop_idle, first=30.0),
                 Chore("prune", _HOUR, self._prune, first=60.0),
                 Chore("certificate", _HOUR, presence.renew_certificate, first=_HOUR),
@@ -306,13 +273,13 @@ class Daemon:
         tasks = TaskService(tasks=self._tasks, rights=self._rights, elsewhere=TasksElsewhere(presence.peers))
         bridges = BridgesElsewhere(store, self._node, presence.peers)
         services: list[object] = [
-            self._vms,
+            self._machines.service,
             HardDriveService(
                 store=store,
                 journal=self._journal,
                 locks=self._locks,
                 disks=self._disks,
-                attachments=self._changes,
+                attachments=self._machines.changes,
                 node=self._node,
             ),
             self._storage,
@@ -401,24 +368,8 @@ class Daemon:
 
     # --- chores -------------------------------------------------------------------------------------------------------
 
-    def _settle(self) -> None:
-        # What an undo finds in the records must be what the cluster has: a change whose answer was lost may stand.
-        self._settled = self._replicator.catch_up()
-        if not self._settled:
-            log.warning("what was left unfinished is settled when this node has caught up with the cluster")
-            return
-        for task in self._tasks.settle():
-            if task.state in ENDED:
-                caller = Caller(user=task.user)
-                self._audit.record(caller, task.operation, task.target, _interrupted(task.error), task.id)
-
-    def _settle_stuck(self) -> None:
-        stuck = any(task.state is TaskState.STUCK for task in self._tasks.list(ended=False))
-        if self._libvirt.connected and (stuck or not self._settled):
-            self._settle()
-
     def _drop_idle(self) -> None:
-        self._consoles.close_idle()
+        self._machines.consoles.close_idle()
         self._sessions.purge(time.time())
 
     def _prune(self) -> None:
@@ -433,16 +384,12 @@ class Daemon:
         return {
             vm.name: vm.autostart
             for vm in self._store.all(VmRecord).values()
-            if vm.node == self._node and not self._domains.is_active(vm)
+            if vm.node == self._node and not self._machines.domains.is_active(vm)
         }
 
     def _start_machine(self, name: str) -> None:
         operation = operations(VmApi)["start"]
-        published = Published(operation, self._vms.start)
+        published = Published(operation, self._machines.service.start)
         reply = self._guard.call(published, Caller(user=SYSTEM, root=True), (), {"name": name})
         if reply.error is not None:
             raise from_wire(reply.error)
-
-
-def _interrupted(error: dict[str, object] | None) -> McvirtError | None:
-    return None if error is None else from_wire(error)

@@ -1,0 +1,85 @@
+"""All that has to do with virtual machines on this node, put together."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from mcvirtd.auth.grants import drop_vm
+from mcvirtd.cluster.live import Known
+from mcvirtd.hypervisor.verbs import HypervisorVerbs
+from mcvirtd.state.store import Store
+from mcvirtd.storage.disks import Disks
+from mcvirtd.tasks.locks import Locks
+from mcvirtd.tasks.transaction import Journal
+from mcvirtd.vm.change import Changes
+from mcvirtd.vm.consoles import Consoles
+from mcvirtd.vm.creation import Creation
+from mcvirtd.vm.deletion import Deletion
+from mcvirtd.vm.design import AcceleratorOfNode, Designer, Isos
+from mcvirtd.vm.domains import Domains
+from mcvirtd.vm.ground import Ground
+from mcvirtd.vm.power import Power
+from mcvirtd.vm.service import VmService
+from mcvirtd.vm.view import View
+
+
+class Machines:
+    """*service* answers the contract VmApi; *changes* attaches and detaches hard drives for others.
+
+    *live* is what is known of another node, *bridge_problem* why machines can't be connected to an interface here.
+    """
+
+    def __init__(
+        self,
+        *,
+        node: str,
+        store: Store,
+        journal: Journal,
+        locks: Locks,
+        hypervisor: HypervisorVerbs,
+        accelerator: AcceleratorOfNode,
+        disks: Disks,
+        isos: Isos,
+        console_directory: str,
+        live: Callable[[str], Known],
+        bridge_problem: Callable[[str], str],
+    ) -> None:
+        designs = Designer(store, disks, isos, accelerator, console_directory)
+        self.domains = Domains(
+            store=store, hypervisor=hypervisor, designs=designs, journal=journal, locks=locks, node=node
+        )
+        ground = self.ground = Ground(
+            node=node,
+            store=store,
+            journal=journal,
+            locks=locks,
+            hypervisor=hypervisor,
+            domains=self.domains,
+            designs=designs,
+            disks=disks,
+            bridge_problem=bridge_problem,
+        )
+        deletion = Deletion(ground, drop_vm)
+        self.changes = Changes(ground)
+        self.consoles = Consoles(hypervisor.open_console)
+        self.service = VmService(
+            store=store,
+            locks=locks,
+            hypervisor=hypervisor,
+            domains=self.domains,
+            designs=designs,
+            creation=Creation(ground, deletion.remove),
+            changes=self.changes,
+            power=Power(ground),
+            deletion=deletion,
+            view=View(
+                store=store,
+                hypervisor=hypervisor,
+                domains=self.domains,
+                accelerator=accelerator,
+                node=node,
+                live=live,
+            ),
+            consoles=self.consoles,
+            node=node,
+        )
