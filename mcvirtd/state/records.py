@@ -5,7 +5,8 @@ Sizes are in bytes. A record's key is its first field; ids never change, names d
 
 from __future__ import annotations
 
-from typing import ClassVar
+from datetime import datetime
+from typing import ClassVar, Literal
 
 import msgspec
 
@@ -78,8 +79,22 @@ class BackendRecord(Record, frozen=True, kw_only=True):
         return self.nodes[node] or self.location
 
 
+class Replica(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What DRBD calls a replicated hard drive on both of its nodes. *secret* is for the two nodes' kernels alone."""
+
+    minor: int
+    port: int
+    secret: str
+
+    def __repr__(self) -> str:
+        return f"Replica(minor={self.minor}, port={self.port})"
+
+
 class DiskRecord(Record, frozen=True, kw_only=True):
-    """A hard drive: *volume* on *backend* (its name) on *nodes*; attached to *vm* under *slot* (1..n), or to none."""
+    """A hard drive: *volume* on *backend* (its name) on *nodes*; attached to *vm* under *slot* (1..n), or to none.
+
+    With a *replica* it is mirrored between its two nodes, and *volume* is what its volumes' names begin with.
+    """
 
     kind: ClassVar[str] = "disk"
 
@@ -93,6 +108,53 @@ class DiskRecord(Record, frozen=True, kw_only=True):
     format: VolumeFormat = VolumeFormat.RAW
     vm: str | None = None
     slot: int | None = None
+    replica: Replica | None = None
+
+
+class ReplicaClaimRecord(Record, frozen=True, kw_only=True):
+    """A minor and a port taken by the replicated hard drive *disk*, which *coordinator* is making on *nodes*."""
+
+    kind: ClassVar[str] = "replica_claim"
+
+    disk: str
+    minor: int
+    port: int
+    nodes: tuple[str, ...]
+    coordinator: str
+
+
+class VerificationRun(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """One comparison of the two sides, begun on *node* for the user *by*, or by "schedule". Bytes *out_of_sync*."""
+
+    started: datetime
+    ended: datetime
+    by: str
+    node: str
+    result: Literal["clean", "differences", "interrupted"]
+    out_of_sync: int = 0
+
+
+class VerificationRecord(Record, frozen=True, kw_only=True):
+    """What is known of the equality of a hard drive's two sides; *failed* keeps its machine from being started.
+
+    *runs* are the last ones, the newest last.
+    """
+
+    kind: ClassVar[str] = "verification"
+
+    disk: str
+    failed: bool = False
+    out_of_sync: int = 0
+    runs: tuple[VerificationRun, ...] = ()
+
+
+class DrbdRecord(Record, frozen=True, kw_only=True):
+    """What is settled for DRBD on the whole cluster; there is one, called "drbd"."""
+
+    kind: ClassVar[str] = "drbd"
+
+    name: str = "drbd"
+    enabled: bool = False
 
 
 class VmRecord(Record, frozen=True, kw_only=True):
@@ -162,6 +224,9 @@ RECORDS: dict[str, type[Record]] = {
         NetworkRecord,
         BackendRecord,
         DiskRecord,
+        ReplicaClaimRecord,
+        VerificationRecord,
+        DrbdRecord,
         VmRecord,
         SettingsRecord,
         NodeRecord,
