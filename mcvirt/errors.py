@@ -266,6 +266,17 @@ class VmIncomplete(Failed):
     added with `mcvirt update {name}`, or the machine deleted with `mcvirt delete {name}`."""
 
 
+# --- replicated hard drives ---------------------------------------------------------------------------------------
+
+
+class DrbdUnavailable(Conflict):
+    """DRBD can't be used on this node: {reason}"""
+
+
+class DrbdDeviceOpen(Conflict):
+    """A program on this node has the device of DRBD resource {name} open."""
+
+
 # --- the ground ---------------------------------------------------------------------------------------------------
 
 

@@ -12,7 +12,7 @@ import signal
 import subprocess
 import threading
 import time
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from pathlib import PurePath
 from typing import IO
 
@@ -25,8 +25,10 @@ log = logging.getLogger(__name__)
 ENVIRONMENT = {"PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "LC_ALL": "C", "HOME": "/"}
 MOST_OUTPUT = 16 * 1024**2
 MOST_MESSAGES = 64 * 1024
+MOST_LINE = 64 * 1024
 GRACE = 2.0
 LOOK_FOR_CANCEL = 0.1
+LOOK_FOR_STOP = 0.5
 
 PACKAGES = {
     **dict.fromkeys(("lvm", "lvs", "vgs", "lvcreate", "lvremove", "lvextend", "lvchange", "vgchange"), "lvm2"),
@@ -64,21 +66,7 @@ def run(
     """
     program = PurePath(argv[0]).name
     deadline = time.monotonic() + within
-    log.debug("run %s", argv)
-    try:
-        process = subprocess.Popen(  # noqa: S603 - an argument list made by us, never a shell
-            list(argv),
-            stdin=subprocess.DEVNULL if input is None else subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            env=ENVIRONMENT,
-            cwd="/",
-            start_new_session=True,
-        )
-    except FileNotFoundError:
-        raise missing(program) from None
-    except OSError as error:
-        raise CommandFailed(program=program, status=126, output=f"{error.strerror}.") from error
+    process = _started(argv, input)
     with _Conversation(process, input) as conversation:
         try:
             conversation.hold(program, deadline, within, cancel)
@@ -91,6 +79,43 @@ def run(
     if status not in ok_statuses:
         raise CommandFailed(program=program, status=status, output=short(stderr) or short(stdout) or "no message.")
     return Output(stdout=stdout, stderr=stderr, status=status)
+
+
+def _started(argv: Sequence[str], input: bytes | None) -> subprocess.Popen[bytes]:
+    program = PurePath(argv[0]).name
+    log.debug("run %s", argv)
+    try:
+        return subprocess.Popen(  # noqa: S603 - an argument list made by us, never a shell
+            list(argv),
+            stdin=subprocess.DEVNULL if input is None else subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            env=ENVIRONMENT,
+            cwd="/",
+            start_new_session=True,
+        )
+    except FileNotFoundError:
+        raise missing(program) from None
+    except OSError as error:
+        raise CommandFailed(program=program, status=126, output=f"{error.strerror}.") from error
+
+
+def stream(argv: Sequence[str], heard: Callable[[str], None], stop: threading.Event) -> int:
+    """Run a program that is not to end, call *heard* with each line it prints, and return its status if it ends.
+
+    When *stop* is set the program is ended. What it complains of is logged. Raises ProgramMissing and CommandFailed as
+    ``run`` does; a line longer than MOST_LINE ends it.
+    """
+    process = _started(argv, None)
+    with _Conversation(process, None) as conversation:
+        try:
+            conversation.listen_on(PurePath(argv[0]).name, heard, stop)
+        finally:
+            if process.poll() is None:
+                conversation.end()
+        if complaint := short(conversation.stderr.text()):
+            log.warning("%s: %s", PurePath(argv[0]).name, complaint)
+    return -1 if process.returncode is None else process.returncode
 
 
 def installed(program: str) -> bool:
@@ -123,6 +148,11 @@ class _Kept:
         room = self.most - len(self.data)
         self.data += chunk[:room]
         self.overflowed = self.overflowed or len(chunk) > room
+
+    def take(self) -> bytes:
+        """What has come since the last time; it is kept no longer."""
+        data, self.data = bytes(self.data), bytearray()
+        return data
 
     def text(self) -> str:
         return self.data.decode("utf-8", errors="replace")
@@ -175,6 +205,25 @@ class _Conversation:
                 else:
                     self._feed(key.fileobj)  # type: ignore[arg-type]
             self._refuse_overflow(program)
+
+    def listen_on(self, program: str, heard: Callable[[str], None], stop: threading.Event) -> None:
+        """Hand on line by line until the program has ended or *stop* is set."""
+        rest, ended = b"", False
+        while not (stop.is_set() or ended):
+            # In slices, as with a cancelled run: an event can't be selected on.
+            for key, _ in self.selector.select(LOOK_FOR_STOP):
+                if isinstance(key.data, _Kept):
+                    self._listen(key.fileobj, key.data)  # type: ignore[arg-type]
+                else:
+                    ended = True
+            if ended:
+                self._drain()
+                self.process.wait()
+            *lines, rest = (rest + self.stdout.take()).split(b"\n")
+            for line in lines:
+                heard(line.decode("utf-8", errors="replace"))
+            if len(rest) > MOST_LINE:
+                raise CommandFailed(program=program, status=-1, output=f"a line has more than {MOST_LINE} bytes.")
 
     def end(self) -> None:
         """End the program and what it started: politely first, since LVM shields its critical sections from SIGTERM."""

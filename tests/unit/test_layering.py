@@ -31,7 +31,14 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "mcvirt.api": ("mcvirt.api", "mcvirt.types", "mcvirt.permissions", "mcvirt.rpc.contract"),
     # Privileged verbs: no state, no policy.
     "mcvirtd.host": ("mcvirtd.host", "mcvirt.errors", "mcvirt.names", "mcvirt.units"),
+    "mcvirtd.host.drbd": (
+        *("mcvirtd.host", "mcvirtd.drbd.commands", "mcvirtd.drbd.config", "mcvirtd.drbd.status"),
+        *("mcvirt.errors", "mcvirt.names", "mcvirt.units"),
+    ),
     # From values to values.
+    "mcvirtd.drbd.config": ("mcvirt.errors", "mcvirt.names", "mcvirt.units"),
+    "mcvirtd.drbd.commands": ("mcvirtd.drbd.config",),
+    "mcvirtd.drbd.status": ("mcvirt.types",),
     "mcvirtd.hypervisor.xml": (
         *("mcvirtd.hypervisor.xml", "mcvirtd.hypervisor.design", "mcvirtd.hypervisor.designer"),
         *("mcvirt.errors", "mcvirt.names", "mcvirt.units", "mcvirt.types"),
@@ -72,7 +79,10 @@ STARTS_PROGRAMS = re.compile(
     r"os\.(system|popen|exec[lv]p?e?|spawn[lv]p?e?|posix_spawnp?|fork|forkpty)|pty\.(spawn|fork)"
 )
 # Pure modules neither look at the machine nor at the clock, and are the same every time.
-PURE = ("mcvirtd.hypervisor.xml", "mcvirtd.hypervisor.design", "mcvirtd.hypervisor.designer", "mcvirt.units")
+PURE = (
+    *("mcvirtd.hypervisor.xml", "mcvirtd.hypervisor.design", "mcvirtd.hypervisor.designer", "mcvirt.units"),
+    *("mcvirtd.drbd.config", "mcvirtd.drbd.commands", "mcvirtd.drbd.status"),
+)
 IMPURE = frozenset(
     ("asyncio", "datetime", "glob", "io", "os", "pathlib", "random", "secrets", "shutil", "socket", "ssl", "tempfile")
 ) | frozenset(("threading", "time", "urllib.request", "uuid"))

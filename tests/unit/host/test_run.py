@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import queue
 import signal
 import threading
 import time
@@ -13,7 +14,7 @@ import pytest
 
 from mcvirt.errors import CommandFailed, DeadlinePassed, ProgramMissing, TaskCancelled
 from mcvirtd.host import run as module
-from mcvirtd.host.run import run, short
+from mcvirtd.host.run import run, short, stream
 
 
 def sh(script: str, within: float = 20, **options: object) -> module.Output:
@@ -163,3 +164,31 @@ def test_arguments_are_logged_for_debugging_and_input_is_not(caplog: pytest.LogC
 def test_short_keeps_the_end() -> None:
     assert short("a\n\tb\x00c") == "a b c"
     assert short("x" * 600 + "end", 20) == "..." + "x" * 14 + "end"
+
+
+def test_a_stream_is_heard_line_by_line_until_it_is_stopped() -> None:
+    heard: queue.Queue[str] = queue.Queue()
+    stop = threading.Event()
+    ended: list[int] = []
+    script = "echo one; printf tw; printf 'o\\n'; exec sleep 1000"
+    thread = threading.Thread(target=lambda: ended.append(stream(["sh", "-c", script], heard.put, stop)))
+    thread.start()
+    assert [heard.get(timeout=10), heard.get(timeout=10)] == ["one", "two"]
+    assert thread.is_alive()
+    stop.set()
+    thread.join(10)
+    assert ended == [-15]
+
+
+def test_a_stream_that_ends_is_heard_to_its_end() -> None:
+    heard: list[str] = []
+    script = "i=0; while [ $i -lt 20000 ]; do echo $i; i=$((i+1)); done; echo why >&2; exit 3"
+    assert stream(["sh", "-c", script], heard.append, threading.Event()) == 3
+    assert heard == [str(number) for number in range(20000)]
+
+
+def test_a_stream_without_lines_is_ended() -> None:
+    with pytest.raises(CommandFailed, match="a line has more than"):
+        stream(["sh", "-c", "exec tr '\\0' x < /dev/zero"], lambda line: None, threading.Event())
+    with pytest.raises(ProgramMissing):
+        stream(["no-such-program-here"], lambda line: None, threading.Event())

@@ -1,0 +1,54 @@
+"""What is known of a replicated hard drive's DRBD resource, as it crosses the wire."""
+
+from __future__ import annotations
+
+import msgspec
+
+CHECKING = ("VerifyS", "VerifyT")
+COPYING = ("SyncSource", "SyncTarget", "PausedSyncS", "PausedSyncT")
+"""What `ResourceState.replication` is while blocks are compared, and while they are copied."""
+
+
+class ResourceState(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """One DRBD resource as one node sees it, in the kernel's words. Sizes are in bytes.
+
+    *done* is how many percent of a verification or a resync are behind it (None: none is going on), *open* whether a
+    program has the device open (None: not known). *split_brain*: the kernel refused the other side's data since they
+    were connected last. *suspended*: what writes to the device waits.
+    """
+
+    name: str
+    minor: int | None = None
+    role: str = "Unknown"
+    peer_role: str = "Unknown"
+    connection: str = "StandAlone"
+    replication: str = "Off"
+    disk: str = "Diskless"
+    peer_disk: str = "DUnknown"
+    size: int = 0
+    out_of_sync: int = 0
+    done: float | None = None
+    seconds_left: int | None = None
+    open: bool | None = None
+    suspended: bool = False
+    split_brain: bool = False
+
+    @property
+    def connected(self) -> bool:
+        """Whether the two sides have taken each other as they are, and write to both."""
+        return self.connection == "Connected" and self.replication != "Off"
+
+    @property
+    def copying(self) -> bool:
+        """Whether blocks are being copied from one side to the other, or wait for that."""
+        return self.replication in COPYING
+
+    @property
+    def checking(self) -> bool:
+        """Whether a verification is going on."""
+        return self.replication in CHECKING
+
+    @property
+    def both_good(self) -> bool:
+        """Whether both sides have all data, as far as DRBD knows; blocks a verification found may still differ."""
+        return self.connected and self.disk == "UpToDate" and self.peer_disk == "UpToDate"

@@ -1,0 +1,286 @@
+"""The verbs on this node's DRBD resources. What fails is a CommandFailed with what DRBD said."""
+
+from __future__ import annotations
+
+import os
+import re
+import socket
+import threading
+from collections.abc import Callable
+from pathlib import Path
+
+import msgspec
+
+from mcvirt.errors import BadArgument, CommandFailed, DrbdDeviceOpen, DrbdUnavailable, ProgramMissing
+from mcvirtd.drbd import commands, config
+from mcvirtd.drbd.config import Common, Resource
+from mcvirtd.drbd.status import Progress, parse_progress
+from mcvirtd.host import files
+from mcvirtd.host.run import installed, run, stream
+
+WITHIN = 60.0
+"""A command waits for the other side for some seconds at most; more means that a disk or the kernel hangs."""
+
+LEAST_KERNEL = (8, 4, 0)
+LEAST_UTILS = (9, 15, 0)
+_OPEN = re.compile(r"held open|\(-12\)")
+_STATUS = Path("/proc/drbd")
+
+
+class Versions(msgspec.Struct, frozen=True, kw_only=True):
+    """Of the kernel module and of drbd-utils; the module's is all zeros while it is not loaded."""
+
+    kernel: tuple[int, int, int]
+    utils: tuple[int, int, int]
+
+
+def _do(argv: list[str], within: float = WITHIN) -> None:
+    run(argv, within=within)
+
+
+# --- the files ----------------------------------------------------------------------------------------------------
+
+
+def host_name() -> str:
+    """What drbdadm takes this machine to be called."""
+    return os.uname().nodename
+
+
+def resource_path(name: str, directory: Path = Path(config.DIRECTORY)) -> Path:
+    """Where the file of a resource is."""
+    return directory / f"{config.checked_name(name)}.res"
+
+
+def write_resource(resource: Resource, directory: Path = Path(config.DIRECTORY)) -> None:
+    """Write the file of a resource, which only root can read."""
+    text = config.resource_text(resource, host_name())
+    files.write_atomically(resource_path(resource.name, directory), text.encode(), mode=0o600)
+
+
+def remove_resource(name: str, directory: Path = Path(config.DIRECTORY)) -> None:
+    """Remove the file of a resource; one that is not there is fine."""
+    files.delete(resource_path(name, directory))
+
+
+def resource_files(directory: Path = Path(config.DIRECTORY)) -> tuple[str, ...]:
+    """The names of the resources of ours that have a file here."""
+    return tuple(sorted(path.stem for path in directory.glob("mcvirt-*.res")))
+
+
+def write_common(common: Common, path: Path = Path(config.GLOBAL_COMMON)) -> Path | None:
+    """Write what all resources have in common. A file that is not ours is kept aside: the result is where."""
+    text = config.global_common_text(common)
+    aside = None
+    with files.told("read", path):
+        before = path.read_text(errors="replace") if path.exists() else ""
+    if before == text:
+        return None
+    if before and not before.startswith(config.MARK):
+        aside = path.with_name(path.name + ".before-mcvirt")
+        if not aside.exists():
+            files.write_atomically(aside, before.encode(errors="replace"), mode=0o644)
+    files.write_atomically(path, text.encode(), mode=0o644)
+    return aside
+
+
+# --- a resource ---------------------------------------------------------------------------------------------------
+
+
+def create_metadata(name: str) -> None:
+    """Write new metadata: what was known of the data is forgotten."""
+    _do(commands.create_metadata(name))
+
+
+def up(name: str) -> None:
+    """Have the kernel know the resource, attach its disk and connect; what of that is so already stays."""
+    try:
+        _do(commands.up(name))
+    except CommandFailed:
+        if not is_up(name):
+            raise
+        _do(commands.adjust(name))
+
+
+def down(name: str) -> None:
+    """Have the kernel forget the resource; DrbdDeviceOpen while its device is in use, and nothing if there is none."""
+    _unless_open(name, commands.down(name))
+
+
+def primary(name: str, *, force: bool = False) -> None:
+    """Let the device be written to here; *force* although its data may be old."""
+    _do(commands.primary(name, force=force))
+
+
+def secondary(name: str) -> None:
+    """Let the device be written to here no more; DrbdDeviceOpen while a program has it open."""
+    _unless_open(name, commands.secondary(name))
+
+
+def connect(name: str, *, discard_my_data: bool = False) -> None:
+    """Begin to look for the other side; with *discard_my_data* as the one whose data gives way after a split."""
+    _do(commands.connect(name, discard_my_data=discard_my_data))
+
+
+def disconnect(name: str, *, force: bool = False) -> None:
+    """End the connection, and look for the other side no more."""
+    _do(commands.disconnect(name, force=force))
+
+
+def verify(name: str) -> None:
+    """Begin to compare both sides."""
+    _do(commands.verify(name))
+
+
+def invalidate(name: str) -> None:
+    """Have all data of this side copied from the other."""
+    _do(commands.invalidate(name))
+
+
+def invalidate_remote(name: str) -> None:
+    """Have all data of the other side copied from this one."""
+    _do(commands.invalidate_remote(name))
+
+
+def new_current_uuid(name: str, *, clear_bitmap: bool = False) -> None:
+    """Begin another generation of the data; with *clear_bitmap* both sides, just made, count as equal."""
+    _do(commands.new_current_uuid(name, clear_bitmap=clear_bitmap))
+
+
+def resize(name: str, *, assume_clean: bool = False) -> None:
+    """Take in that the volumes of both sides have grown; with *assume_clean* the new part counts as equal."""
+    _do(commands.resize(name, assume_clean=assume_clean))
+
+
+def outdate(name: str) -> None:
+    """Mark this side's data as older than what the other side has."""
+    _do(commands.outdate(name))
+
+
+def two_primaries(name: str, allow: bool) -> None:
+    """Let both sides be Primary at the same time, or no more; it takes effect at once."""
+    _do(commands.two_primaries(name, allow))
+
+
+def adjust(name: str) -> None:
+    """Bring a resource that is up to what the files say; a connection that was cut is made again."""
+    _do(commands.adjust(name))
+
+
+def _unless_open(name: str, argv: list[str]) -> None:
+    try:
+        _do(argv)
+    except CommandFailed as error:
+        if _OPEN.search(str(error)):
+            raise DrbdDeviceOpen(name=name) from None
+        raise
+
+
+# --- looking ------------------------------------------------------------------------------------------------------
+
+
+def events(heard: Callable[[str], None], stop: threading.Event) -> int:
+    """Call *heard* with each line of the kernel's events, all that exists first, until *stop* is set."""
+    return stream(commands.EVENTS, heard, stop)
+
+
+def is_up(name: str) -> bool:
+    """Whether the kernel knows the resource."""
+    try:
+        return bool(run(commands.status(name), within=WITHIN).stdout.strip())
+    except CommandFailed:
+        return False
+
+
+def progress() -> dict[int, Progress]:
+    """How far what goes on is, by minor; this starts no program."""
+    try:
+        return parse_progress(_STATUS.read_text())
+    except OSError:
+        return {}
+
+
+def versions() -> Versions:
+    """The versions of DRBD here; ProgramMissing without drbd-utils, DrbdUnavailable if they don't say."""
+    said = run(commands.VERSIONS, within=WITHIN).stdout
+    values = dict(line.partition("=")[::2] for line in said.splitlines())
+    try:
+        kernel = int(values["DRBD_KERNEL_VERSION_CODE"], 16)
+        utils = int(values["DRBDADM_VERSION_CODE"], 16)
+    except (KeyError, ValueError):
+        raise DrbdUnavailable(reason="drbdadm does not say which version it is.") from None
+    return Versions(kernel=_version(kernel), utils=_version(utils))
+
+
+def _version(code: int) -> tuple[int, int, int]:
+    return code >> 16 & 255, code >> 8 & 255, code & 255
+
+
+def load_module() -> None:
+    """Have the kernel's module there."""
+    _do(["modprobe", "drbd"])
+
+
+def faults(address: str | None = None) -> list[str]:
+    """What keeps this node from replicating, a sentence each; *address* is the cluster address, to be one of ours."""
+    found: list[str] = []
+    if not installed("drbdadm"):
+        found.append("drbd-utils is not installed: `apt install drbd-utils`.")
+    if not module_there():
+        try:
+            load_module()
+        except CommandFailed as error:
+            found.append(f"the kernel module drbd can't be loaded: {error}")
+    if not found:
+        found += _version_faults()
+    if address is not None and not _is_ours(address):
+        found.append(f"the cluster address {address} is not on this node now.")
+    return found
+
+
+def module_there() -> bool:
+    """Whether the kernel's module is loaded."""
+    return Path("/sys/module/drbd").exists()
+
+
+def _version_faults() -> list[str]:
+    try:
+        found = versions()
+    except (ProgramMissing, CommandFailed, DrbdUnavailable) as error:
+        return [str(error)]
+    faults = []
+    if found.kernel[:2] != LEAST_KERNEL[:2]:
+        faults.append(f"the kernel module drbd is version {_dotted(found.kernel)}, and 8.4 is needed.")
+    if found.utils < LEAST_UTILS:
+        faults.append(f"drbd-utils is version {_dotted(found.utils)}, and {_dotted(LEAST_UTILS)} is needed.")
+    return faults
+
+
+def _dotted(version: tuple[int, int, int]) -> str:
+    return ".".join(map(str, version))
+
+
+def _is_ours(address: str) -> bool:
+    try:
+        with socket.socket(socket.AF_INET6 if ":" in address else socket.AF_INET) as probe:
+            probe.bind((address, 0))
+    except OSError:
+        return False
+    return True
+
+
+def port_is_free(address: str, port: int) -> bool:
+    """Whether nothing listens at the port."""
+    try:
+        with socket.socket(socket.AF_INET6 if ":" in address else socket.AF_INET) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind((address, port))
+    except OSError:
+        return False
+    return True
+
+
+def minor_is_free(minor: int) -> bool:
+    """Whether the kernel has no device of that minor."""
+    if minor < 0:
+        raise BadArgument(what=f"DRBD minor {minor}", why="it can't be less than 0.")
+    return not Path(f"/sys/block/drbd{minor}").exists()
