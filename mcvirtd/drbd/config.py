@@ -152,7 +152,7 @@ common {{
         # The kernel's half second is too short for a busy node: it splits the two sides during a migration.
         ping-timeout {round(common.ping_timeout * 10)};
         ping-int 5;
-        connect-int 5;
+        connect-int 1;
         # Without it a new connection is looked at for as long as ping-timeout before it counts.
         socket-check-timeout 5;
     }}
