@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 from collections.abc import Iterator
@@ -10,7 +11,8 @@ from typing import Any
 import pytest
 
 from tests.lab import cache
-from tests.lab.cache import ROOT, CannotRun
+from tests.lab.cache import HERE, ROOT, CannotRun
+from tests.lab.cluster import Cluster
 from tests.lab.lab import Lab
 from tests.lab.node import Node, save_journal
 
@@ -18,22 +20,44 @@ LOGS = ROOT / "build/lab"
 """The whole journals and consoles of the nodes of tests that failed, by the test's name."""
 
 
+_BY = ("node", "lab", "cluster", "cluster3")
+
+
 class _Labs:
     """One lab at a time, kept from test to test as long as its size is what is wanted."""
 
     def __init__(self) -> None:
         self._lab: Lab | None = None
+        self._cluster: Cluster | None = None
 
     def fresh(self, count: int) -> Lab:
-        if self._lab is not None and self._lab.count != count:
-            self.close()
-        try:
-            if self._lab is None:
-                lab = Lab(count)
-                lab.start()
-                self._lab = lab
-            else:
+        """Nodes that have just been installed."""
+        with self._or_none():
+            self._cluster = None
+            if self._lab is not None and len(self._lab.nodes) == count:
                 self._lab.renew()
+                return self._lab
+            self.close()
+            lab = Lab(count)
+            lab.start()
+            self._lab = lab
+            return lab
+
+    def joined(self) -> Cluster:
+        """Two nodes that have just been joined."""
+        if self._cluster is None:
+            lab = self.fresh(2)
+            with self._or_none():
+                self._cluster = Cluster.join(lab)
+        else:
+            with self._or_none():
+                self._cluster.revert()
+        return self._cluster
+
+    @contextlib.contextmanager
+    def _or_none(self) -> Iterator[None]:
+        try:
+            yield
         except CannotRun as reason:
             if os.environ.get("MCVIRT_LAB_REQUIRED"):
                 raise
@@ -41,10 +65,9 @@ class _Labs:
         except BaseException:
             self.close()
             raise
-        return self._lab
 
     def close(self) -> None:
-        lab, self._lab = self._lab, None
+        lab, self._lab, self._cluster = self._lab, None, None
         if lab is not None:
             lab.close()
 
@@ -68,6 +91,33 @@ def lab(labs: _Labs) -> Lab:
     return labs.fresh(2)
 
 
+@pytest.fixture
+def cluster(labs: _Labs) -> Cluster:
+    """Two nodes that have been joined, and nothing else. They are joined once, and put back there for each test."""
+    return labs.joined()
+
+
+@pytest.fixture
+def cluster3(labs: _Labs) -> Iterator[Cluster]:
+    """Three nodes that have been joined."""
+    cluster = labs.joined()
+    try:
+        cluster.grow()
+        yield cluster
+    finally:
+        cluster.lab.shrink(2)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Tests that want the same nodes follow each other: a cluster is joined once."""
+
+    def wants(item: pytest.Item) -> list[bool]:
+        ours = item.path.is_relative_to(HERE)
+        return [ours, *(ours and name in getattr(item, "fixturenames", ()) for name in reversed(_BY))]
+
+    items.sort(key=wants)
+
+
 @pytest.hookimpl(hookwrapper=True)
 def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) -> Iterator[None]:
     """Add what the nodes of a failed test say, and keep all that they have said."""
@@ -77,7 +127,7 @@ def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) ->
         return
     nodes: dict[str, Node] = {}
     for value in getattr(item, "funcargs", {}).values():
-        for found in [value] if isinstance(value, Node) else value.nodes if isinstance(value, Lab) else []:
+        for found in [value] if isinstance(value, Node) else value.nodes if isinstance(value, Lab | Cluster) else []:
             nodes[found.name] = found
     directory = LOGS / re.sub(r"[^\w.-]+", "-", item.name)
     for name, found in nodes.items():

@@ -37,7 +37,7 @@ class Lab:
         """With *keep* it outlives this process, until ``Lab.find(directory).close()``."""
         if not 1 <= count <= MOST_NODES:
             raise LabFailed(f"a lab has 1 to {MOST_NODES} nodes")
-        self.count = count
+        self._count = count
         self.directory = directory or RUNS / f"test-{secrets.token_hex(4)}"
         self.nodes: list[Node] = []
         self._keep = keep
@@ -78,7 +78,7 @@ class Lab:
             self._ground = Ground.start(self.directory, keep=self._keep)
         try:
             (self.directory / "image").write_text(str(image))
-            self.nodes = [Node(Machine(self._ground, image, number + 1)) for number in range(self.count)]
+            self.nodes = [Node(Machine(self._ground, image, number + 1)) for number in range(self._count)]
             self.renew()
         except BaseException:
             self.close()
@@ -96,7 +96,7 @@ class Lab:
         """Every node is as new: nothing that was done to one before is there, and mcvirtd has made itself at home."""
         begun = time.monotonic()
         self.each(self._renew)
-        took(f"{self.count} fresh node{'s' if self.count > 1 else ''}", begun)
+        took(f"{len(self.nodes)} fresh node{'s' if len(self.nodes) > 1 else ''}", begun)
 
     def _renew(self, node: Node) -> None:
         saved = self._saved(node)
@@ -132,29 +132,52 @@ class Lab:
             for future in [pool.submit(call, node) for node in nodes or self.nodes]:
                 future.result()
 
+    # --- one more -----------------------------------------------------------------------------------------------------
+
+    def grow(self) -> Node:
+        """Start one more node, as new."""
+        assert self._ground is not None
+        node = Node(Machine(self._ground, self.nodes[0].machine.image, len(self.nodes) + 1))
+        self.nodes.append(node)
+        begun = time.monotonic()
+        self._renew(node)
+        took("one more node", begun)
+        return node
+
+    def shrink(self, count: int) -> None:
+        """Take the last nodes away, so that *count* are left."""
+        while len(self.nodes) > count:
+            self.nodes.pop().power_off()
+
     # --- states between ---------------------------------------------------------------------------------------------
 
     def save(self, name: str) -> None:
-        """Remember disks and memory of all nodes that are on, for ``revert``; ``renew`` forgets them."""
+        """Remember disks and memory of all nodes, for ``revert``; ``renew`` forgets them. All must be on."""
+        begun = time.monotonic()
         self._all_at_once(f"savevm {name}")
+        took(f"saved {len(self.nodes)} nodes", begun)
 
     def revert(self, name: str) -> None:
-        """Put all nodes back to where they were at ``save``. Connections between them live on, all links are good."""
-        running = self._all_at_once(f"loadvm {name}")
-        for node in running:
-            node.machine.ask("set_link", name="lan", up=True)
-            node.machine.ground.ip("link", "set", f"n{node.machine.number}", "master", "lan")
-        self.each(Node.awake, running)
+        """Put all nodes back to where they were at ``save``, also those that are off.
 
-    def _all_at_once(self, line: str) -> list[Node]:
+        Connections between them live on, and all links are good.
+        """
+        begun = time.monotonic()
+        for node in self.nodes:
+            if not node.machine.is_on:
+                node.machine.start(stopped=True)
+        self._all_at_once(f"loadvm {name}")
+        self.each(Node.plug_in)
+        self.each(Node.awake)
+        took(f"reverted {len(self.nodes)} nodes", begun)
+
+    def _all_at_once(self, line: str) -> None:
         # While one goes on the others must not wait for it: connections between them would time out.
-        running = [node for node in self.nodes if node.machine.is_on]
         with contextlib.ExitStack() as stack:
-            for node in running:
+            for node in self.nodes:
                 node.machine.ask("stop")
                 stack.callback(node.machine.ask, "cont")
-            self.each(lambda node: node.machine.tell(line), running)
-        return running
+            self.each(lambda node: node.machine.tell(line))
 
 
 def _clock_offset(node: Node) -> float:

@@ -74,9 +74,16 @@ class Machine:
 
     # --- power --------------------------------------------------------------------------------------------------
 
-    def start(self, *, memory: Path | None = None, keep_memory: bool = False, state: Path | None = None) -> None:
+    def start(
+        self,
+        *,
+        memory: Path | None = None,
+        keep_memory: bool = False,
+        state: Path | None = None,
+        stopped: bool = False,
+    ) -> None:
         """Switch it on. *memory* is the file behind its memory, written to only with *keep_memory*; it goes on from
-        *state*, or boots."""
+        *state*, or boots, or does nothing yet (*stopped*)."""
         networks: list[str] = []
         for network, bridge in (("m", "mgmt"), ("n", "lan")):
             tap = f"{network}{self.number}"
@@ -106,7 +113,7 @@ class Machine:
             *("-serial", "chardev:console"),
             *("-chardev", f"file,id=console,append=on,path={self.console_path}"),
             *("-qmp", f"unix:{self.here / 'qmp'},server=on,wait=off"),
-            *("-daemonize", *(["-incoming", "defer"] if state else [])),
+            *("-daemonize", *(["-incoming", "defer"] if state else []), *(["-S"] if stopped else [])),
         ]
         (self.directory / "qmp").unlink(missing_ok=True)
         run(self.ground.inside(argv), within=60, pass_fds=cache.held())

@@ -130,9 +130,14 @@ class Node:
         report = json.loads(self.succeed(f"lvs --reportformat json --units b --nosuffix -o {fields}"))
         return {f"{row['vg_name']}/{row['lv_name']}": row for row in report["report"][0]["lv"]}
 
-    def drbd(self) -> str:
-        """The kernel's own words about DRBD."""
-        return self.succeed("cat /proc/drbd")
+    def drbd(self, *resources: str) -> dict[str, dict[str, Any]]:
+        """What DRBD's kernel module says of its resources, by name: `drbdsetup status --json`."""
+        report = json.loads(self.succeed(shlex.join(["drbdsetup", "status", "--json", *resources])) or "[]")
+        return {row["name"]: row for row in report}
+
+    def drbd_events(self, *words: str) -> list[str]:
+        """All that DRBD's kernel module has, as `drbdsetup events2 --now` prints it."""
+        return self.succeed(shlex.join(["drbdsetup", "events2", "--now", "--statistics", *words])).splitlines()
 
     def unit(self, unit: str, name: str) -> str:
         """What systemd says of a unit."""
@@ -169,6 +174,20 @@ class Node:
         assert seen[-1] is not None
         return seen[-1][1]
 
+    def written(self, device: str) -> tinyguest.Written:
+        """What the guest on *device* has written so far, as the disk has it; it must have booted."""
+        found: list[tinyguest.Written | None] = []
+        for _ in range(2):  # of a guest that runs, half a record may be seen; but not twice the same
+            found.append(tinyguest.written(self._guests_disk(device)))
+            if found[-1] is not None and found[-1].whole:
+                break
+        assert found[-1] is not None, f"{self.name}: no guest has written on {device}"
+        return found[-1]
+
+    def _guests_disk(self, device: str) -> bytes:
+        size = tinyguest.RECORD_SIZE
+        return self.get(f"dd if={device} bs={size} count={tinyguest.LENGTH // size} iflag=direct status=none")
+
     # --- trouble ----------------------------------------------------------------------------------------------------
 
     def cut(self, *, silently: bool = False) -> None:
@@ -180,9 +199,13 @@ class Node:
 
     def heal(self) -> None:
         """Plug it in again, and let everything pass without delay."""
+        self.plug_in()
+        self.run("tc qdisc del dev eth1 root")
+
+    def plug_in(self) -> None:
+        """Its cable is in, and good."""
         self.machine.ground.ip("link", "set", f"n{self.machine.number}", "master", "lan")
         self.machine.ask("set_link", name="lan", up=True)
-        self.run("tc qdisc del dev eth1 root")
 
     def delay(self, milliseconds: int) -> None:
         """Let everything that it sends to the cluster wait for so long."""

@@ -66,7 +66,9 @@ def test_two_labs_at_once(node: Node) -> None:
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL], ids=lambda number: number.name)
 def test_nothing_is_left_of_an_interrupted_run(node: Node, number: signal.Signals, tmp_path: Path) -> None:
     code = (
-        "import sys; from pathlib import Path; from tests.lab.lab import Lab\n"
+        "import signal, sys; from pathlib import Path; from tests.lab.lab import Lab\n"
+        # A shell starts what is in its background with Ctrl-C ignored.
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
         "with Lab(1, directory=Path(sys.argv[1])):\n    print('up', flush=True); sys.stdin.read()\n"
     )
     directory = tmp_path / "run"

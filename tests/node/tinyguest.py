@@ -2,15 +2,22 @@
 
 On its first serial port it prints B when it boots, then a dot about nine times a second, E instead when its disk fails,
 every character typed at it, D when it gives a device back that the host wants, and O when it switches itself off, which
-it does when its power button is pressed. With each dot it writes LBA 1 of its disk: "TINY", how often it has booted
-(counted on the disk) and the dots of this boot, as little-endian numbers of 32 bits.
+it does when its power button is pressed.
 
-It needs machine type pc (the ports are PIIX4's) and a disk that SeaBIOS boots from. Its source, for
+Before each dot it writes two things, and goes on when the disk says that they are written. First a record of 4 KiB into
+a ring of 64, from LBA 64 on: its number (which goes on from boot to boot) as often as fits, so that what is lost, torn
+or in a wrong place shows. Then LBA 1: "TINY", how often it has booted (counted on the disk), the dots of this boot, and
+the number of the last record; all little-endian, of 32 bits. `written` looks at both.
+
+It needs machine type pc (the ports are PIIX4's) and a disk of 1 MiB or more that SeaBIOS boots from. Its source, for
 `as --32` and `ld -m elf_i386 -Ttext 0x7c00 --oformat binary`:
 
     .code16
+    .set head, 0x8000
     .set boots, 0x8004
     .set ticks, 0x8008
+    .set serial, 0x800c
+    .set record, 0x9000
 _start: cli
         xorw %ax, %ax
         movw %ax, %ds
@@ -19,23 +26,49 @@ _start: cli
         movw $0x7c00, %sp
         movb %dl, drive
         sti
+        cld
         movw $0x602, %dx        # PM1 enable: the power button is worth a status bit
         movw $0x100, %ax
         outw %ax, %dx
         movb $0x42, %ah         # what the last run left on the disk
+        movw $first, %si
         call disk
-        movl $0x594e4954, 0x8000
+        movl $0x594e4954, head
         incl boots
         andl $0, ticks
         movb $'B', %al
         call say
 tick:   incl ticks
+        incl serial
+        movw $record, %di
+        movl serial, %eax
+        stosl
+        movl boots, %eax
+        stosl
+        imull $0x01000193, %eax
+        addl serial, %eax
+        movw $1022, %cx
+1:      stosl
+        incl %eax
+        loop 1b
+        movl serial, %eax
+        andl $63, %eax
+        shll $3, %eax
+        addl $64, %eax
+        movl %eax, where
         movb $0x43, %ah
+        movw $second, %si
+        call disk
+        jnc 2f
+        decl serial             # not written: the same once more
+        jmp 3f
+2:      movb $0x43, %ah
+        movw $first, %si
         call disk
         movb $'.', %al
-        jnc 1f
-        movb $'E', %al
-1:      call say
+        jnc 4f
+3:      movb $'E', %al
+4:      call say
         movl 0x46c, %ebx        # the BIOS counts 18.2 a second here
         addl $2, %ebx
 wait:   hlt
@@ -72,29 +105,39 @@ say:    movw $0x3f8, %dx
         outb %al, %dx
         ret
 disk:   movb drive, %dl
-        movw $packet, %si
         movb $0, %al
         int $0x13
         ret
         .balign 4
-packet: .byte 16, 0
-        .word 1, 0x8000, 0      # one sector, to and from 0:8000
+first:  .byte 16, 0
+        .word 1, head, 0        # one sector, to and from 0:8000
         .quad 1                 # LBA 1
+second: .byte 16, 0
+        .word 8, record, 0
+where:  .quad 0
 drive:  .byte 0
 """
 
 from __future__ import annotations
 
 import struct
+from dataclasses import dataclass
 from pathlib import Path
 
 _CODE = bytes.fromhex(
-    "fa31c08ed88ec08ed0bc007c8816b87cfbba0206b80001efb442e87f0066c706008054494e5966ff0604806683260880"
-    "00b042e8610066ff060880b443e85c00b02e7302b045e84e00668b1e6c046683c302f4bafd03eca8017407baf803ece8"
-    "3500ba04ae66ed6685c0740aba08ae66efb044e82100ba0006edf6c401750966391e6c0472ccebaeb04fe80a00ba0406"
-    "b80020eff4ebfdbaf803eec38a16b87cbea87cb000cd13c31000010000800000010000000000000000"
+    "fa31c08ed88ec08ed0bc007c88161c7dfbfcba0206b80001efb442befc7ce8d10066c706008054494e5966ff06048066"
+    "8326088000b042e8b30066ff06088066ff060c80bf009066a10c8066ab66a1048066ab6669c0930100016603060c80b9"
+    "fe0366ab6640e2fa66a10c806683e03f66c1e0036683c04066a3147db443be0c7de86e00730766ff0e0c80eb0cb443be"
+    "fc7ce85d00b02e7302b045e84f00668b1e6c046683c302f4bafd03eca8017407baf803ece83600ba04ae66ed6685c074"
+    "0aba08ae66efb044e82200ba0006edf6c401750a66391e6c0472cce95cffb04fe80a00ba0406b80020eff4ebfdbaf803"
+    "eec38a161c7db000cd13c39010000100008000000100000000000000100008000090"
 )
 SECTOR = _CODE.ljust(510, b"\0") + b"\x55\xaa"
+RECORDS = 64
+RECORD_SIZE = 4096
+_FIRST_RECORD = 64 * 512
+LENGTH = _FIRST_RECORD + RECORDS * RECORD_SIZE
+"""So many bytes from the beginning of its disk are all that it reads and writes."""
 
 
 def install(disk: Path, size: int = 1024 * 1024) -> None:
@@ -110,3 +153,72 @@ def progress(disk: Path) -> tuple[int, int] | None:
         image.seek(512)
         magic, boots, ticks = struct.unpack("<4sII", image.read(12))
     return (boots, ticks) if magic == b"TINY" else None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Written:
+    """What the guest's disk says: *serial* is the last record that was reported to be written, over all boots."""
+
+    boots: int
+    ticks: int
+    serial: int
+    ahead: int
+    """So many records are there beyond *serial*: of a guest that does not run never more than one."""
+    lost: tuple[int, ...]
+    """Records that should be there, and are not."""
+    torn: tuple[int, ...]
+    """Records of which only a part is there, by the number at their beginning."""
+    restarts: tuple[int, ...]
+    """Records that were the first of a boot, among those that are there."""
+
+    @property
+    def whole(self) -> bool:
+        """Whether all is there that the guest was told is written. True of a running guest too."""
+        return not self.lost and not self.torn
+
+    def after(self, before: Written) -> bool:
+        """Whether this is the same disk later: nothing that was there *before* has been taken back."""
+        return self.whole and self.boots >= before.boots and self.serial >= before.serial
+
+
+def record(serial: int, boots: int) -> bytes:
+    """The record with this number."""
+    base = boots * 0x01000193 + serial
+    words = [serial, boots, *((base + index) & 0xFFFFFFFF for index in range(RECORD_SIZE // 4 - 2))]
+    return struct.pack(f"<{len(words)}I", *words)
+
+
+def written(data: bytes) -> Written | None:
+    """What is in the first LENGTH bytes of the guest's disk; None if it never wrote anything."""
+    magic, boots, ticks, serial = struct.unpack_from("<4sIII", data, 512)
+    if magic != b"TINY":
+        return None
+    lost, torn = [], []
+    there: dict[int, int] = {}
+    for expected in range(max(1, serial - RECORDS + 1), serial + 1):
+        at = _FIRST_RECORD + expected % RECORDS * RECORD_SIZE
+        found = data[at : at + RECORD_SIZE]
+        number, of_boot = struct.unpack_from("<II", found)
+        if any(found) and found != record(number, of_boot):
+            torn.append(number)
+        elif number < expected or (number - expected) % RECORDS:  # also where nothing was ever written
+            lost.append(expected)
+        else:
+            there[number] = of_boot
+    if serial < RECORDS:  # else it is in the place of an older one
+        at = _FIRST_RECORD + (serial + 1) % RECORDS * RECORD_SIZE
+        number, of_boot = struct.unpack_from("<II", data, at)
+        if number == serial + 1 and data[at : at + RECORD_SIZE] == record(number, of_boot):
+            there[number] = of_boot
+    numbers = sorted(there)
+    return Written(
+        boots=boots,
+        ticks=ticks,
+        serial=serial,
+        ahead=max([0, *(number - serial for number in numbers)]),
+        lost=tuple(lost),
+        torn=tuple(torn),
+        restarts=tuple(
+            number for number in numbers if number == 1 or there.get(number - 1, there[number]) != there[number]
+        ),
+    )
