@@ -36,6 +36,8 @@ class JoinReport(msgspec.Struct, frozen=True, kw_only=True):
 class LeaveReport(msgspec.Struct, frozen=True, kw_only=True):
     """What would go with a node: *machines* are registered there, *disks* and *backends* are there only.
 
+    *legs* are replicated hard drives that have one of their two sides there.
+
     *lost* are the virtual machines that have such a disk.
     """
 
@@ -44,6 +46,7 @@ class LeaveReport(msgspec.Struct, frozen=True, kw_only=True):
     leader: bool
     machines: tuple[str, ...] = ()
     disks: tuple[str, ...] = ()
+    legs: tuple[str, ...] = ()
     backends: tuple[str, ...] = ()
     lost: tuple[str, ...] = ()
 

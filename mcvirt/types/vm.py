@@ -91,12 +91,16 @@ class VmRow(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class DiskSpec(msgspec.Struct, frozen=True, kw_only=True):
-    """A hard drive to be made. What is None is chosen if there is just one choice."""
+    """A hard drive to be made. What is None or empty is chosen if there is just one choice.
+
+    *nodes* are the two that a replicated one is to be on.
+    """
 
     size: int
     storage_type: StorageType | None = None
     backend: str | None = None
     driver: DiskDriver | None = None
+    nodes: tuple[str, ...] = ()
 
 
 class VmSpec(msgspec.Struct, frozen=True, kw_only=True):

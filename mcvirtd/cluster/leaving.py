@@ -33,7 +33,9 @@ class Leaving:
         if self._store.get(NodeRecord, node) is None:
             raise NotFound(kind="node", name=node, hint=" `mcvirt info` shows all of them.")
         machines = self._store.all(VmRecord).values()
-        disks = [disk for disk in self._store.all(DiskRecord).values() if set(disk.nodes) == {node}]
+        everything = self._store.all(DiskRecord).values()
+        disks = [disk for disk in everything if set(disk.nodes) == {node}]
+        legs = [disk for disk in everything if disk.replica is not None and node in disk.nodes and disk not in disks]
         backends = [each.name for each in self._store.all(BackendRecord).values() if set(each.nodes) == {node}]
         bound = [vm.name for vm in machines if vm.node == node or set(vm.nodes) == {node}]
         return LeaveReport(
@@ -42,6 +44,7 @@ class Leaving:
             leader=self._membership.replicator.replica.leader == node,
             machines=tuple(sorted(bound)),
             disks=tuple(sorted(disk.id for disk in disks)),
+            legs=tuple(sorted(disk.id for disk in legs)),
             backends=tuple(sorted(backends)),
             lost=tuple(sorted({disk.vm for disk in disks if disk.vm is not None})),
         )
@@ -88,6 +91,7 @@ class Leaving:
         for what, names, hint in (
             ("virtual machines", report.machines, "Migrate, move or delete them first"),
             ("hard drives that are there only", report.disks, "Move or delete them first"),
+            ("one side of replicated hard drives", report.legs, "Delete them first"),
             ("storage backends that are there only", report.backends, "Delete them first"),
         ):
             if names:

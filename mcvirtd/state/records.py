@@ -112,11 +112,12 @@ class DiskRecord(Record, frozen=True, kw_only=True):
 
 
 class ReplicaClaimRecord(Record, frozen=True, kw_only=True):
-    """A minor and a port taken by the replicated hard drive *disk*, which *coordinator* is making on *nodes*."""
+    """A minor and a port taken for the hard drive *disk*, which *coordinator* is making on *nodes* of *backend*."""
 
     kind: ClassVar[str] = "replica_claim"
 
     disk: str
+    backend: str
     minor: int
     port: int
     nodes: tuple[str, ...]

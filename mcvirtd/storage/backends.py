@@ -14,7 +14,7 @@ from mcvirt import names
 from mcvirt.errors import BackendUnavailable, BadArgument, McvirtError, NotFound
 from mcvirt.types.storage import BackendType
 from mcvirtd.host import files
-from mcvirtd.state.records import BackendRecord
+from mcvirtd.state.records import BackendRecord, DiskRecord, ReplicaClaimRecord
 from mcvirtd.state.store import Store
 from mcvirtd.storage.file_volumes import FileVolumes
 from mcvirtd.storage.lvm_volumes import LvmVolumes
@@ -217,4 +217,26 @@ def being_made(store: Store) -> frozenset[tuple[str, str]]:
     """
     rows = store.query("SELECT arguments FROM journal WHERE act = ?", (DELETE_VOLUME,))
     entries = [msgspec.json.decode(arguments) for (arguments,) in rows]
-    return frozenset((entry["backend"], entry["volume"]) for entry in entries)
+    # Two nodes make a replicated one, and only one of them has it in its journal; the claim is known to both.
+    claims = store.all(ReplicaClaimRecord).values()
+    return frozenset(
+        (
+            *((entry["backend"], entry["volume"]) for entry in entries),
+            *((claim.backend, volume) for claim in claims for volume in replica_volumes(volume_of(claim.disk))),
+        )
+    )
+
+
+def volume_of(disk: str) -> str:
+    """What the volume of hard drive *disk* (its ID) is called, or what the names of its volumes begin with."""
+    return f"mcvirt-{disk}"
+
+
+def replica_volumes(base: str) -> tuple[str, str]:
+    """The volumes of a replicated hard drive on each of its nodes: one for the data, and one for DRBD's metadata."""
+    return f"{base}-drbd-raw", f"{base}-drbd-meta"
+
+
+def volumes_of(record: DiskRecord) -> tuple[str, ...]:
+    """All volumes of a hard drive on one of its nodes."""
+    return replica_volumes(record.volume) if record.replica is not None else (record.volume,)

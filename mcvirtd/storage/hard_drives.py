@@ -11,7 +11,7 @@ from mcvirt.types.storage import DiskInfo
 from mcvirt.types.vm import DiskDriver, DiskSpec
 from mcvirtd.reasons import Reasons
 from mcvirtd.state.records import BackendRecord, DiskRecord, VmRecord
-from mcvirtd.state.store import Store
+from mcvirtd.state.store import Change, Store
 from mcvirtd.storage.disks import Disks
 from mcvirtd.tasks.locks import Locks
 from mcvirtd.tasks.task import step
@@ -29,6 +29,9 @@ class Attachments(Protocol):
 
     def attach_new(self, tx: Transaction, disk: DiskRecord, name: str) -> DiskRecord:
         """Give the machine a disk of which the record is not stored yet; the record returned is to be committed."""
+
+    def commit_attached(self, change: Change, disk: DiskRecord) -> None:
+        """In the change that stores the record of a disk just attached: what that means for its machine."""
 
     def detach(self, disk_id: str) -> None:
         """Detach a disk from its machine."""
@@ -55,18 +58,21 @@ class HardDriveService(HardDriveApi):
         with self._locks.hold(*([] if vm is None else [f"vm:{vm}"])):
             reasons = Reasons()
             taken: tuple[DiskRecord, ...] = ()
+            nodes: tuple[str, ...] = ()
             if vm is not None:
                 with reasons.gather():
                     taken = self._disks_of(vm)
+                    nodes = self._pair_of(vm)
                     self._attachments.check_attach(vm)
             with reasons.gather():
-                (plan,) = self._disks.plan([spec], node=self._node, taken=taken)
+                (plan,) = self._disks.plan([spec], node=self._node, taken=taken, nodes=nodes)
             reasons.raise_all()
             with self._journal.transaction() as tx:
                 record = self._disks.create(tx, plan)
                 record = self._attached(tx, record, vm)
                 with tx.commit() as change:
-                    change.put(record)
+                    self._disks.put(change, record)
+                    self._attachments.commit_attached(change, record)
             return self._info(record)
 
     def attach(self, disk: str, vm: str) -> DiskInfo:
@@ -108,6 +114,7 @@ class HardDriveService(HardDriveApi):
                 with tx.commit() as change:
                     self._disks.check_adopted(record, change)
                     change.put(record)
+                    self._attachments.commit_attached(change, record)
             return self._info(record)
 
     def delete(self, disk: str, forget: bool = False) -> None:
@@ -140,6 +147,11 @@ class HardDriveService(HardDriveApi):
         if self._store.get(VmRecord, vm) is None:
             raise VmNotFound(name=names.printable(vm))
         return tuple(disk for disk in self._store.all(DiskRecord).values() if disk.vm == vm)
+
+    def _pair_of(self, vm: str) -> tuple[str, ...]:
+        """The two nodes that the machine is to run on, if there are two."""
+        record = self._store.get(VmRecord, vm)
+        return record.nodes if record is not None and len(record.nodes) == 2 else ()
 
     def _info(self, disk: DiskRecord) -> DiskInfo:
         backend = self._store.get(BackendRecord, disk.backend)

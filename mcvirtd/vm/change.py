@@ -24,7 +24,7 @@ from mcvirtd.vm import checks
 from mcvirtd.vm.creation import disk_words, finish, network_words
 from mcvirtd.vm.design import Machine
 from mcvirtd.vm.ground import Ground
-from mcvirtd.vm.planning import ChangePlanner, Plan
+from mcvirtd.vm.planning import ChangePlanner, Plan, nodes_with
 
 
 class Changes:
@@ -60,7 +60,7 @@ class Changes:
                 # Only what was named: the machine may have been locked or unlocked meanwhile, which needs no lock.
                 change.edit(VmRecord, name, **_differences(plan.now.vm, target.vm))
                 for disk in new:
-                    change.put(disk)
+                    self._disks.put(change, disk)
                     _finish_disk(change, name, disk)
                 for network in plan.new_networks:
                     _finish_network(change, name, network)
@@ -136,7 +136,7 @@ class Changes:
             placed = self.attach_new(tx, disk, name)
             with tx.commit() as change:
                 change.put(placed)
-                _finish_disk(change, name, placed)
+                self.commit_attached(change, placed)
 
     def check_attach(self, name: str, disk: DiskRecord | None = None) -> None:
         """Raise all that stands against one more disk, or against that one."""
@@ -166,6 +166,14 @@ class Changes:
         (placed,) = self._with_slots((disk,), name, machine.disks)
         self._align(tx, Machine(vm=machine.vm, disks=(*machine.disks, placed)))
         return placed
+
+    def commit_attached(self, change: Change, disk: DiskRecord) -> None:
+        """In the change that stores the record of a disk just attached: what that means for its machine."""
+        vm = change.get(VmRecord, disk.vm or "")
+        if vm is not None:
+            there = [each for each in change.all(DiskRecord).values() if each.vm == vm.name and each.id != disk.id]
+            change.edit(VmRecord, vm.name, nodes=nodes_with(vm, there, [disk.nodes]))
+            _finish_disk(change, vm.name, disk)
 
     def detach(self, disk_id: str) -> None:
         """Take the hard drive out of its machine; at once where the guest runs."""

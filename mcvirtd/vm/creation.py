@@ -76,7 +76,7 @@ class Creation:
         machine = spec.machine or _machine_for(spec.disks)
         disks: tuple[DiskPlan, ...] = ()
         with reasons.gather():
-            disks = self._disks.plan(spec.disks, node=self._node)
+            disks = self._disks.plan(spec.disks, node=self._node, nodes=spec.nodes)
             checks.places(machine, [(slot, disk.driver) for slot, disk in enumerate(disks, 1)])
         reasons.raise_all()
         vm = VmRecord(
@@ -148,7 +148,7 @@ class Creation:
             with self._journal.transaction() as tx:
                 disk = self._disks.create(tx, plan)
                 with tx.commit() as change:
-                    change.put(msgspec.structs.replace(disk, vm=name, slot=slot))
+                    self._disks.put(change, msgspec.structs.replace(disk, vm=name, slot=slot))
                     finish(change.edit, change.get(VmRecord, name), disk_words(slot, plan.size))
 
     def _add_networks(self, name: str, networks: tuple[str, ...]) -> None:

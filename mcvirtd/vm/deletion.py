@@ -95,7 +95,7 @@ class Deletion:
                 if keep_disks:
                     change.edit(DiskRecord, disk.id, vm=None, slot=None)
                 else:
-                    change.delete(DiskRecord, disk.id)
+                    self._disks.drop(change, disk.id)
         with self._store.change() as change:
             if keep_config:
                 change.edit(VmRecord, name, node=None, iso=None, boot_iso=False)

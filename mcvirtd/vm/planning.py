@@ -64,8 +64,10 @@ class ChangePlanner:
         plans: tuple[DiskPlan, ...] = ()
         with reasons.gather():
             checks.disk_count(name, len(left), len(change.add_disks))
-            plans = self._disks.plan(change.add_disks, node=self._node, taken=left)
+            pair = vm.nodes if len(vm.nodes) == 2 else ()
+            plans = self._disks.plan(change.add_disks, node=self._node, taken=left, nodes=pair)
             self._check_places(machine, left, plans)
+            vm = msgspec.structs.replace(vm, nodes=nodes_with(vm, left, [plan.nodes for plan in plans]))
         reasons.raise_all()
         return Plan(
             now=machine,
@@ -191,6 +193,15 @@ class ChangePlanner:
                 text=f"Disk {disk.slot} of virtual machine '{machine.vm.name}' is on {disk.driver.value}, which "
                 "gives no disk away while the machine runs. Shut it down first."
             )
+
+
+def nodes_with(vm: VmRecord, there: Sequence[DiskRecord], more: Sequence[tuple[str, ...]]) -> tuple[str, ...]:
+    """The nodes on which the machine can run once it has disks that are on *more* nodes, besides those *there*."""
+    if not more:
+        return vm.nodes
+    # A machine without disks has waited for its first one to say where it can run.
+    nodes = vm.nodes if there else more[0]
+    return tuple(name for name in nodes if all(name in each for each in more))
 
 
 def _unchanged(what: str, believed: int | None, now: int) -> None:

@@ -13,7 +13,7 @@ from mcvirt.errors import Conflict, McvirtError
 from mcvirt.types.storage import BackendSpec, BackendType
 from mcvirt.types.task import ENDED, TaskInfo
 from mcvirtd.state.records import BackendRecord, DiskRecord, NodeRecord, VmRecord
-from mcvirtd.state.store import Store
+from mcvirtd.state.store import Change, Store
 from mcvirtd.storage.backends import BackendsOnNode, LocalBackends
 from mcvirtd.storage.disks import Disks
 from mcvirtd.storage.file_volumes import FileVolumes
@@ -69,6 +69,9 @@ class Attachments:
         if self.failure is not None:
             raise self.failure
         return msgspec.structs.replace(disk, vm=name, slot=self._slot(name))
+
+    def commit_attached(self, change: Change, disk: DiskRecord) -> None:
+        pass
 
     def detach(self, disk_id: str) -> None:
         with self._store.change() as change:

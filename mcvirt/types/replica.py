@@ -1,0 +1,50 @@
+"""What two nodes tell each other of the legs of a replicated hard drive: its side on each of them. Sizes in bytes."""
+
+from __future__ import annotations
+
+from enum import Enum
+
+import msgspec
+
+
+class Outlook(msgspec.Struct, frozen=True, kw_only=True):
+    """What stands against new legs on a node, a sentence each, and the minors and ports that are in use there."""
+
+    faults: tuple[str, ...] = ()
+    minors: tuple[int, ...] = ()
+    ports: tuple[int, ...] = ()
+
+
+class LegSpec(msgspec.Struct, frozen=True, kw_only=True):
+    """A leg to be made of the hard drive *disk*, the same on both of *nodes*. *secret* is for their kernels alone."""
+
+    disk: str
+    backend: str
+    size: int
+    minor: int
+    port: int
+    secret: str
+    nodes: tuple[str, str]
+
+    def __repr__(self) -> str:
+        return f"LegSpec({self.disk}, {self.size} bytes, minor {self.minor}, port {self.port}, {self.nodes})"
+
+
+class LegCommand(str, Enum):
+    """What can be done to a leg, in DRBD's words."""
+
+    UP = "up"
+    DOWN = "down"
+    PRIMARY = "primary"
+    SECONDARY = "secondary"
+    CONNECT = "connect"
+    CONNECT_DISCARDING = "connect --discard-my-data"
+    DISCONNECT = "disconnect"
+    OUTDATE = "outdate"
+    INVALIDATE = "invalidate"
+    NEW_CURRENT_UUID = "new-current-uuid"
+    NEW_CURRENT_UUID_CLEAN = "new-current-uuid --clear-bitmap"
+    RESIZE_CLEAN = "resize --assume-clean"
+    ALLOW_TWO_PRIMARIES = "net-options --allow-two-primaries=yes"
+    REFUSE_TWO_PRIMARIES = "net-options --allow-two-primaries=no"
+    VERIFY = "verify"
