@@ -195,6 +195,20 @@ class UnsuitableNode(Conflict):
     """Virtual machine '{name}' can't run on node '{node}': the nodes that may have it are {nodes}."""
 
 
+class OwnerAlive(Conflict):
+    """Virtual machine '{name}' is registered on node '{node}', and that node is on: {witness} Turn it off first, or
+    let it give the machine away with `mcvirt unregister {name}`."""
+
+
+class OwnerUnconfirmed(Refused):
+    """Virtual machine '{name}' is registered on node '{node}'. Make sure that this node is off, and say so with
+    `mcvirt failover {name} --yes-node-is-off {node}`."""
+
+
+class TakenOverOnly(Failed):
+    """Virtual machine '{name}' is registered on node '{node}' now, and could not be started there: {reason}"""
+
+
 class VmStopped(Conflict):
     """Virtual machine '{name}' is not running. Start it first, with `mcvirt start {name}`."""
 

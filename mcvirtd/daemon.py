@@ -17,7 +17,7 @@ from mcvirt import api
 from mcvirt.api.membership import JoinApi, MembershipApi
 from mcvirt.api.peer import PeerApi
 from mcvirt.api.vm import VmApi
-from mcvirt.errors import from_wire
+from mcvirt.errors import McvirtError, from_wire
 from mcvirt.rpc import transport
 from mcvirt.rpc.codec import Reply
 from mcvirt.rpc.contract import operations
@@ -40,7 +40,9 @@ from mcvirtd.cluster.elsewhere import BridgesElsewhere, locations_by_node
 from mcvirtd.cluster.forwarding import Forwarding, PeerService, TasksElsewhere
 from mcvirtd.cluster.keys import Keys
 from mcvirtd.cluster.presence import Presence
+from mcvirtd.cluster.reach import Reach, asking
 from mcvirtd.cluster.routing import Router
+from mcvirtd.cluster.standing import Standing
 from mcvirtd.host import files, network, systemd
 from mcvirtd.hypervisor.accelerator import Setting
 from mcvirtd.hypervisor.verbs import HypervisorVerbs
@@ -50,7 +52,7 @@ from mcvirtd.rpc.guard import Guard, Published
 from mcvirtd.rpc.publish import publish
 from mcvirtd.rpc.server import Limits, Server
 from mcvirtd.settings import Settings
-from mcvirtd.state.records import DiskRecord, VmRecord
+from mcvirtd.state.records import DiskRecord, NodeRecord, VmRecord
 from mcvirtd.state.replication import Replicator
 from mcvirtd.state.store import Store
 from mcvirtd.storage.disks import Disks
@@ -67,6 +69,7 @@ from mcvirtd.tasks.service import TaskService
 from mcvirtd.tasks.settling import Settling
 from mcvirtd.tasks.transaction import Journal
 from mcvirtd.vm.design import AcceleratorOfNode
+from mcvirtd.vm.failover import Strays
 from mcvirtd.vm.machines import Machines
 
 log = logging.getLogger(__name__)
@@ -170,6 +173,13 @@ class Daemon:
         replicator = self._replicator = Replicator(node, store, presence.peers)
         store.replicate_with(replicator)
         presence.replication = replicator
+        self._reach = Reach(
+            node=node,
+            members=presence.members.others,
+            status=presence.peers.status,
+            ask=asking(presence.peers),
+            leader=lambda: replicator.replica.leader,
+        )
         journal = self._journal = Journal(store)
         self._locks = Locks()
         self._tasks = Tasks(store, journal, node, keep_days=settings.tasks.keep / 86400)
@@ -204,14 +214,22 @@ class Daemon:
             console_directory=str(settings.paths.state / "console"),
             live=presence.live.of,
             bridge_problem=lambda interface: " ".join(self._bridge_faults(interface)),
+            nodes=self._reach,
         )
         places = locations_by_node(backends, node, presence.peers)
         self._storage = StorageService(
             store=store, journal=journal, locks=self._locks, nodes=backends, node=node, everywhere=places
         )
+        standing = Standing(node, replicator, lambda: store.all(NodeRecord))
         self._autostart = Autostart(
-            store=store, vms=self._stopped_machines, start=self._start_machine, libvirt_ready=hypervisor.wait_connected
+            store=store,
+            vms=self._stopped_machines,
+            start=self._start_machine,
+            libvirt_ready=hypervisor.wait_connected,
+            sure=standing.sure,
+            bound=self._machines.bound,
         )
+        strays = Strays(self._machines.ground, sure=standing.sure, tell=self._tell_stray)
         self._admission = Admission(
             node=node,
             store=store,
@@ -223,6 +241,7 @@ class Daemon:
             replicator=replicator,
             hypervisor=hypervisor,
             bridge_faults=self._bridge_faults,
+            warnings=(self._autostart.warnings, strays.warnings),
         )
         self._settling = Settling(
             tasks=self._tasks,
@@ -233,6 +252,7 @@ class Daemon:
         self._maintenance = Maintenance(
             [
                 Chore("membership", 2.0, self._admission.settle, first=2.0),
+                Chore("strays", 5.0, strays.settle, first=5.0),
                 Chore("settle", 30.0, self._settling.settle_stuck, first=5.0),
                 Chore("idle", 30.0, self._drop_idle, first=30.0),
                 Chore("prune", _HOUR, self._prune, first=60.0),
@@ -327,6 +347,7 @@ class Daemon:
             replication=lambda: presence.replication,
             bridge_faults=self._bridge_faults,
             backends=self._backends(self._node),
+            reaches=self._reach.how,
         )
         server.register(publish(PeerApi, peer_service, self._guard), PeerApi.object_id)
         server.register(publish(JoinApi, self._admission.newcomer, self._guard), JoinApi.object_id)
@@ -386,6 +407,9 @@ class Daemon:
             for vm in self._store.all(VmRecord).values()
             if vm.node == self._node and not self._machines.domains.is_active(vm)
         }
+
+    def _tell_stray(self, name: str, error: McvirtError | None) -> None:
+        self._audit.record(Caller(user=SYSTEM), "vm.give_up", name, error, "")
 
     def _start_machine(self, name: str) -> None:
         operation = operations(VmApi)["start"]

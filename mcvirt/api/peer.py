@@ -41,6 +41,11 @@ class PeerApi:
         raise NotImplementedError
 
     @remote(needs=Access.PEER, reads=True)
+    def reaches(self, node: str) -> str:
+        """How this node knows that *node* is on, in words; '' if it does not."""
+        raise NotImplementedError
+
+    @remote(needs=Access.PEER, reads=True)
     def bridge_faults(self, interface: str) -> tuple[str, ...]:
         """What keeps machines of this node from being connected to *interface*, a sentence each."""
         raise NotImplementedError

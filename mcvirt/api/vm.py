@@ -93,6 +93,21 @@ class VmApi:
         raise NotImplementedError
 
     @remote(
+        needs=Permission.SET_VM_NODE,
+        on=Vm("name"),
+        also={"start": Permission.CHANGE_VM_POWER_STATE},
+        task=True,
+    )
+    def failover(self, name: str, owner_is_off: str | None = None, start: bool = False) -> VmInfo:
+        """Take over, on the node that is called, a virtual machine whose own node is gone; with *start*, start it.
+
+        *owner_is_off* names that node: the operator's word that it is off, without which nothing is done. Refused
+        while any node reaches it, and where a disk of the machine can't be had without it. When it is back, it gives
+        up what it has of the machine.
+        """
+        raise NotImplementedError
+
+    @remote(
         needs=Permission.MODIFY_VM,
         on=Vm("name"),
         also={

@@ -22,6 +22,7 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
     "console": ("console", MACHINES, "Use the serial console of a virtual machine"),
     "lock": ("machine", MACHINES, "Lock a virtual machine against changes, or unlock it"),
     "register": ("machine", MACHINES, "Register a virtual machine on this node"),
+    "failover": ("machine", MACHINES, "Take a virtual machine over from a node that is gone"),
     "unregister": ("machine", MACHINES, "Take a virtual machine off its node, and keep it"),
     "hard-drive": ("hard_drive", STORAGE, "Hard drives: list, create, attach, detach, import, delete"),
     "iso": ("iso", STORAGE, "ISO images: list, add, delete"),

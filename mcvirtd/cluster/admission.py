@@ -21,7 +21,10 @@ from mcvirtd.tasks.transaction import Journal
 
 
 class Admission:
-    """*service*, *newcomer* and *leaver* answer the contracts ClusterApi, JoinApi and MembershipApi."""
+    """*service*, *newcomer* and *leaver* answer the contracts ClusterApi, JoinApi and MembershipApi.
+
+    *warnings* is what others have to say of this node with `mcvirt info`.
+    """
 
     def __init__(
         self,
@@ -36,6 +39,7 @@ class Admission:
         replicator: Replicator,
         hypervisor: UndefiningHypervisor,
         bridge_faults: Callable[[str], Sequence[str]],
+        warnings: Sequence[Callable[[], tuple[str, ...]]] = (),
     ) -> None:
         def at_work() -> list[str]:
             return [f"{task.operation} {task.target}".strip() for task in tasks.list(ended=False)]
@@ -58,7 +62,8 @@ class Admission:
         self._members = presence.members
         presence.nodes.revision_of = replicator.revision_of
         presence.nodes.status = self.membership.status
-        presence.warnings = self.membership.warnings
+        every = (self.membership.warnings, *warnings)
+        presence.warnings = lambda: tuple(text for each in every for text in each())
         presence.peers.stranger = self.membership.told_stranger
 
     def door(

@@ -19,6 +19,7 @@ _AT_START = frozenset({AutoStart.ON_BOOT, AutoStart.ON_POLL})
 _AT_POLL = frozenset({AutoStart.ON_POLL})
 # How long one wait for libvirt lasts, and so how long stop() may take.
 _PATIENCE = 1.0
+_ASK_AGAIN = 1.0
 
 
 class Autostart:
@@ -26,6 +27,9 @@ class Autostart:
 
     *vms* gives the stopped virtual machines that are registered on this node, by name. *start* starts one, or begins
     to. *libvirt_ready* returns True as soon as libvirt can be used, False if it can't within the seconds given.
+
+    Until *sure* says that this node knows what has become of the cluster, only machines are started that are *bound*
+    to it: what nobody else could run can't have been taken over while this node was off. The others are started then.
     """
 
     def __init__(
@@ -35,11 +39,16 @@ class Autostart:
         vms: Callable[[], Mapping[str, AutoStart]],
         start: Callable[[str], object],
         libvirt_ready: Callable[[float], bool],
+        sure: Callable[[], bool] = lambda: True,
+        bound: Callable[[str], bool] = lambda name: True,  # noqa: ARG005
     ) -> None:
         self._store = store
         self._vms = vms
         self._start_vm = start
         self._libvirt_ready = libvirt_ready
+        self._sure = sure
+        self._bound = bound
+        self._held: frozenset[str] = frozenset()
         self._changed = threading.Condition()
         self._stopping = False
         self._thread = threading.Thread(target=self._run, name="autostart", daemon=True)
@@ -56,6 +65,15 @@ class Autostart:
             self._changed.notify_all()
         if self._thread.is_alive():
             self._thread.join(10)
+
+    def warnings(self) -> tuple[str, ...]:
+        """What operators must know."""
+        if not self._held:
+            return ()
+        return (
+            "it was off, and has not heard from the cluster since what has become of its virtual machines, so these "
+            f"are not started by themselves: {', '.join(sorted(self._held))}.",
+        )
 
     def _settings_changed(self, change: Change) -> None:
         if (SettingsRecord.kind, "cluster") in change.puts:
@@ -84,24 +102,49 @@ class Autostart:
 
     def _wait_for_interval(self, last: float) -> bool:
         """Wait until the interval, as it is set at the time, has passed since *last*; False at the end of mcvirtd."""
-        with self._changed:
-            while not self._stopping:
+        while not self._stopping:
+            if self._held and self._is_sure():
+                held, self._held = self._held, frozenset()
+                self._start_all(_AT_START, held)
+            with self._changed:
                 interval = autostart_interval(self._store)
                 left = last + interval - time.monotonic()
                 if interval > 0 and left <= 0:
-                    return True
-                self._changed.wait(left if interval > 0 else None)
+                    return not self._stopping
+                patience = left if interval > 0 else None
+                if self._held:
+                    patience = _ASK_AGAIN if patience is None else min(patience, _ASK_AGAIN)
+                if not self._stopping:
+                    self._changed.wait(patience)
         return False
 
-    def _start_all(self, kinds: frozenset[AutoStart]) -> None:
+    def _is_sure(self) -> bool:
         try:
-            wanted = sorted(name for name, autostart in self._vms().items() if autostart in kinds)
+            return self._sure()
+        except Exception:
+            log.exception("it could not be found out whether this node has caught up")
+            return False
+
+    def _start_all(self, kinds: frozenset[AutoStart], only: frozenset[str] | None = None) -> None:
+        """Start the machines of *kinds*; of these *only*, where they are named."""
+        try:
+            wanted = sorted(
+                name
+                for name, autostart in self._vms().items()
+                if autostart in kinds and (only is None or name in only)
+            )
+            held = () if self._is_sure() else [name for name in wanted if not self._bound(name)]
         except Exception:
             log.exception("the virtual machines to start could not be listed")
             return
+        if held:
+            log.warning("not started until this node has heard from the cluster: %s", ", ".join(held))
+            self._held = self._held.union(held)
         for name in wanted:
             if self._stopping:
                 return
+            if name in held:
+                continue
             try:
                 self._start_vm(name)
                 log.info("virtual machine %s is started by itself", name)

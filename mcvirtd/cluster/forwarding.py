@@ -92,7 +92,9 @@ class PeerService(PeerApi):
         replication: Callable[[], Replication],
         bridge_faults: Callable[[str], list[str]],
         backends: BackendsOnNode,
+        reaches: Callable[[str], str],
     ) -> None:
+        self._reaches = reaches
         self._bridge_faults = bridge_faults
         self._backends = backends
         self._live = live
@@ -127,6 +129,10 @@ class PeerService(PeerApi):
     def tasks(self, user: str, root: bool = False, ended: bool = True) -> tuple[TaskInfo, ...]:
         """The tasks of this node that the user may see."""
         return self._tasks.here(Caller(user=user, root=root, via=current_caller().peer), ended)
+
+    def reaches(self, node: str) -> str:
+        """How this node knows that *node* is on, in words; '' if it does not."""
+        return self._reaches(node)
 
     def bridge_faults(self, interface: str) -> tuple[str, ...]:
         """What keeps machines of this node from being connected to *interface*."""

@@ -39,7 +39,10 @@ _encode = msgspec.json.Encoder().encode
 # What an operation is about, for the log and the audit trail. Never anything that could be a secret.
 _SUBJECTS = ("name", "vm", "disk", "user", "spec", "session", "task", "volume", "upload", "node")
 # What else the audit trail names: to whom something was given, which hard drive a machine got.
-_OTHERS = ("vm", "disk", "user", "users", "permissions", "volume", "backend", "iso", "interface")
+_OTHERS = (
+    *("vm", "disk", "user", "users", "permissions", "volume", "backend", "iso", "interface"),
+    *("owner_is_off", "leader_is_off"),
+)
 _LONGEST_ABOUT = 300
 
 

@@ -114,6 +114,19 @@ class Disks:
         """Why the disk can't be used on this node now, in a sentence; '' if it can."""
         return self._of(record).available(record)
 
+    def movable(self, record: DiskRecord) -> bool:
+        """Whether another node may have the disk's data without this one's doing."""
+        backend = self._store.get(BackendRecord, record.backend)
+        return backend is not None and backend.shared and len(record.nodes) > 1
+
+    def takes_over(self, record: DiskRecord) -> str:
+        """Why this node can't go on with the disk where the node that used it is gone, in a sentence; '' if it can."""
+        if not self.movable(record):
+            return f"its data is only on node {', '.join(repr(name) for name in record.nodes)}."
+        if self._node not in record.nodes:
+            return f"storage backend '{record.backend}' is not on node '{self._node}'."
+        return self.available(record)
+
     def source(self, record: DiskRecord) -> DiskSource:
         """Where the hypervisor finds the disk, and how its volume is written; known before it exists."""
         return self._of(record).source(record)

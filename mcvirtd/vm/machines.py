@@ -7,6 +7,7 @@ from collections.abc import Callable
 from mcvirtd.auth.grants import drop_vm
 from mcvirtd.cluster.live import Known
 from mcvirtd.hypervisor.verbs import HypervisorVerbs
+from mcvirtd.state.records import VmRecord
 from mcvirtd.state.store import Store
 from mcvirtd.storage.disks import Disks
 from mcvirtd.tasks.locks import Locks
@@ -15,8 +16,9 @@ from mcvirtd.vm.change import Changes
 from mcvirtd.vm.consoles import Consoles
 from mcvirtd.vm.creation import Creation
 from mcvirtd.vm.deletion import Deletion
-from mcvirtd.vm.design import AcceleratorOfNode, Designer, Isos
+from mcvirtd.vm.design import AcceleratorOfNode, Designer, Isos, disks_of
 from mcvirtd.vm.domains import Domains
+from mcvirtd.vm.failover import Failover, Nodes
 from mcvirtd.vm.ground import Ground
 from mcvirtd.vm.power import Power
 from mcvirtd.vm.service import VmService
@@ -26,7 +28,8 @@ from mcvirtd.vm.view import View
 class Machines:
     """*service* answers the contract VmApi; *changes* attaches and detaches hard drives for others.
 
-    *live* is what is known of another node, *bridge_problem* why machines can't be connected to an interface here.
+    *live* is what is known of another node, *bridge_problem* why machines can't be connected to an interface here,
+    *nodes* answers whether another node is there.
     """
 
     def __init__(
@@ -43,6 +46,7 @@ class Machines:
         console_directory: str,
         live: Callable[[str], Known],
         bridge_problem: Callable[[str], str],
+        nodes: Nodes,
     ) -> None:
         designs = Designer(store, disks, isos, accelerator, console_directory)
         self.domains = Domains(
@@ -61,6 +65,7 @@ class Machines:
         )
         deletion = Deletion(ground, drop_vm)
         self.changes = Changes(ground)
+        power = Power(ground)
         self.consoles = Consoles(hypervisor.open_console)
         self.service = VmService(
             store=store,
@@ -70,7 +75,7 @@ class Machines:
             designs=designs,
             creation=Creation(ground, deletion.remove),
             changes=self.changes,
-            power=Power(ground),
+            power=power,
             deletion=deletion,
             view=View(
                 store=store,
@@ -81,5 +86,13 @@ class Machines:
                 live=live,
             ),
             consoles=self.consoles,
+            failover=Failover(ground, power, nodes),
             node=node,
         )
+
+    def bound(self, name: str) -> bool:
+        """Whether no other node could go on with the machine, were this one gone."""
+        ground = self.ground
+        vm = ground.store.get(VmRecord, name)
+        others = vm is not None and any(node != ground.node for node in vm.nodes)
+        return not (others and all(ground.disks.movable(disk) for disk in disks_of(ground.store, name)))

@@ -92,7 +92,11 @@ class Power:
             problem = self._disks.available(disk)
             if problem:
                 reasons.add(Conflict(text=f"Hard drive {disk.id} (disk {disk.slot}) can't be used: {problem}"))
-        for network in dict.fromkeys(machine.vm.adapters.values()):
+        self.check_networks(machine.vm, reasons)
+
+    def check_networks(self, vm: VmRecord, reasons: Reasons) -> None:
+        """The networks of the machine's adapters are there on this node."""
+        for network in dict.fromkeys(vm.adapters.values()):
             with reasons.gather():
                 checks.network(self._store, network, self._bridge_problem)
 

@@ -31,6 +31,7 @@ from mcvirtd.vm.creation import Creation
 from mcvirtd.vm.deletion import Deletion
 from mcvirtd.vm.design import Designer
 from mcvirtd.vm.domains import Domains
+from mcvirtd.vm.failover import Failover
 from mcvirtd.vm.power import Power
 from mcvirtd.vm.view import View
 
@@ -52,6 +53,7 @@ class VmService(VmApi):
         deletion: Deletion,
         view: View,
         consoles: Consoles,
+        failover: Failover,
         node: str,
     ) -> None:
         self._store = store
@@ -65,6 +67,7 @@ class VmService(VmApi):
         self._deletion = deletion
         self._view = view
         self._consoles = consoles
+        self._failover = failover
         self._node = node
 
     def list(self) -> tuple[VmRow, ...]:
@@ -113,6 +116,11 @@ class VmService(VmApi):
     def unregister(self, name: str) -> None:
         with self._locks.hold(f"vm:{name}"):
             self._power.unregister(name)
+
+    def failover(self, name: str, owner_is_off: str | None = None, start: bool = False) -> VmInfo:
+        with self._locks.hold(f"vm:{name}"):
+            self._failover.carry_out(name, owner_is_off, start=start)
+            return self.info(name)
 
     def update(self, name: str, change: VmChange) -> VmInfo:
         if change.iso:

@@ -11,7 +11,7 @@ from mcvirt.errors import McvirtError
 from mcvirt.types.vm import LockState, PowerState, VmAdapter, VmDisk, VmGroup, VmInfo, VmRow, VmUsage
 from mcvirtd.cluster.live import Known
 from mcvirtd.hypervisor.verbs import HypervisorVerbs
-from mcvirtd.state.records import DiskRecord, GroupRecord, UserRecord, VmRecord
+from mcvirtd.state.records import DiskRecord, GroupRecord, NodeRecord, UserRecord, VmRecord
 from mcvirtd.state.store import Store
 from mcvirtd.vm.design import AcceleratorOfNode, Machine
 from mcvirtd.vm.domains import Domains
@@ -147,6 +147,11 @@ class View:
             warnings.append(f"libvirt has lost the domain; `mcvirt start {vm.name}` defines it again.")
         elif elsewhere is None and vm.node is not None and not self._hypervisor.connected:
             warnings.append("libvirt on the machine's node does not answer, so its state is not known.")
+        warnings += [
+            f"It runs on node '{node}' as well, which had it before: one of them must be turned off at once "
+            f"(`virsh destroy {vm.name}` on node '{node}')."
+            for node in self._also_on(vm)
+        ]
         if vm.node is None:
             warnings.append(f"The machine is not registered on a node; `mcvirt register {vm.name}` does that.")
         if vm.unfinished:
@@ -159,6 +164,20 @@ class View:
         if not vm.adapters:
             warnings.append("The machine has no network adapters.")
         return warnings
+
+    def _also_on(self, vm: VmRecord) -> Sequence[str]:
+        """The nodes that the machine runs on, besides the one that it is registered on."""
+        found = []
+        for node in sorted({self._node, *self._store.all(NodeRecord)} - {vm.node}):
+            if node == self._node:
+                state = self._hypervisor.state(vm.uuid)
+                runs = state is not None and state.active
+            else:
+                there = self._live(node)
+                runs = not there.silent and there.states.get(vm.uuid, PowerState.STOPPED) is not PowerState.STOPPED
+            if runs and vm.node is not None:
+                found.append(node)
+        return found
 
     def _usage(self, vm: VmRecord) -> VmUsage | None:
         try:

@@ -1,10 +1,11 @@
-"""create, delete, register, unregister and lock."""
+"""create, delete, register, failover, unregister and lock."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
 from mcvirt_client.cli.parser import Command, Parser, capital, disk_size, lower, memory, upper
+from mcvirt_client.cli.report import Declined
 
 if TYPE_CHECKING:
     from mcvirt_client.cli.context import Context
@@ -129,6 +130,35 @@ def _register(context: Context) -> None:
     context.done(f"Successfully registered VM {name}", {"registered": name})
 
 
+def _failover_arguments(parser: Parser) -> None:
+    vm_name(parser)
+    parser.argument(
+        "--yes-node-is-off",
+        dest="node_is_off",
+        metavar="NODE",
+        live="node",
+        help="the node that the virtual machine is on, by its name: you have made sure that it is off",
+    )
+    parser.add_argument("--start", action="store_true", help="start the virtual machine, too")
+
+
+def _failover(context: Context) -> None:
+    args, name = context.args, context.args.vm_name
+    off = args.node_is_off
+    if off is None and context.interactive:
+        owner = context.client.vms.info(name).node
+        if owner is not None:
+            context.out.warn(
+                f"Virtual machine '{name}' is on node '{owner}'. If it still runs there, both write to its disks, and "
+                "destroy the data on them. Make sure that the node is off, and can't come on by itself."
+            )
+            off = context.answer("Type the name of that node if it is off: ")
+            if off != owner:
+                raise Declined
+    info = context.client.vms.failover(name, off, args.start)
+    context.done(f"Successfully {'started' if args.start else 'registered'} VM {name} on node {info.node}", info)
+
+
 def _unregister(context: Context) -> None:
     name = context.args.vm_name
     context.client.vms.unregister(name)
@@ -178,6 +208,14 @@ COMMANDS = {
         vm_name,
         description="With --host, on the node that is named there.",
         examples=("mcvirt register web1",),
+    ),
+    "failover": Command(
+        "Take a virtual machine over from a node that is gone",
+        _failover,
+        _failover_arguments,
+        description="This node becomes the one that runs it; with --host, the node that is named there. All its disks "
+        "must be on storage that this node has. It is refused while any node of the cluster reaches the other one.",
+        examples=("mcvirt failover web1", "mcvirt failover web1 --yes-node-is-off node1 --start"),
     ),
     "unregister": Command(
         "Take a virtual machine off its node, and keep it", _unregister, vm_name, examples=("mcvirt unregister web1",)

@@ -173,3 +173,26 @@ def test_stopping_is_quick_and_starts_nothing_more(machines: Machines, libvirt: 
 
 def test_stopping_what_was_never_started_is_no_error(machines: Machines) -> None:
     machines.autostart.stop()
+
+
+def test_what_others_could_have_taken_over_waits_until_the_node_is_sure(machines: Machines) -> None:
+    sure = False
+    machines.autostart = Autostart(
+        store=machines.store,
+        vms=machines.vms,
+        start=machines.start,
+        libvirt_ready=machines.ready,
+        sure=lambda: sure,
+        bound=lambda name: name == "poll",
+    )
+    machines.stopped = {**ALL, "gone": AutoStart.ON_BOOT}
+    machines.autostart.start()
+    machines.wait(lambda: machines.started == ["poll"])
+    assert machines.autostart.warnings()[0].endswith("boot, gone.")
+    with machines.changed:
+        del machines.stopped["gone"]  # another node has it by now
+    sure = True
+    machines.wait(lambda: "boot" in machines.started)
+    machines.autostart.stop()
+    assert machines.started == ["poll", "boot"]
+    assert machines.autostart.warnings() == ()

@@ -18,6 +18,7 @@ from mcvirtd.vm.creation import Creation
 from mcvirtd.vm.deletion import Deletion
 from mcvirtd.vm.design import AcceleratorOfNode, Designer
 from mcvirtd.vm.domains import Domains
+from mcvirtd.vm.failover import Failover
 from mcvirtd.vm.ground import Ground
 from mcvirtd.vm.power import Power
 from mcvirtd.vm.service import VmService
@@ -37,6 +38,21 @@ class Isos:
         if name not in self.names:
             raise NotFound(kind="ISO image", name=name)
         return f"/isos/{name}"
+
+
+class Reach:
+    """Who reaches which node, and who leads."""
+
+    def __init__(self) -> None:
+        self.witnesses: dict[str, str] = {}
+        self.leaderless: McvirtError | None = None
+
+    def witness(self, node: str) -> str:
+        return self.witnesses.get(node, "")
+
+    def require_leader(self) -> None:
+        if self.leaderless is not None:
+            raise self.leaderless
 
 
 class World(storage.World):
@@ -62,7 +78,7 @@ class World(storage.World):
             locks=self.locks,
             node="n1",
         )
-        ground = Ground(
+        ground = self.ground = Ground(
             node="n1",
             store=self.store,
             journal=self.journal,
@@ -75,6 +91,8 @@ class World(storage.World):
         )
         deletion = Deletion(ground, drop_vm)
         self.changes = Changes(ground)
+        power = Power(ground)
+        self.reach = Reach()
         self.vms = VmService(
             store=self.store,
             locks=self.locks,
@@ -83,7 +101,7 @@ class World(storage.World):
             designs=self.designs,
             creation=Creation(ground, deletion.remove),
             changes=self.changes,
-            power=Power(ground),
+            power=power,
             deletion=deletion,
             view=View(
                 store=self.store,
@@ -94,6 +112,7 @@ class World(storage.World):
                 live=lambda _: Known(),
             ),
             consoles=Consoles(self.hypervisor.open_console),
+            failover=Failover(ground, power, self.reach),
             node="n1",
         )
 

@@ -1,0 +1,92 @@
+"""Whether a node is there: seen from this node, and through every other member that can be asked."""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Callable, Mapping
+
+import msgspec
+
+from mcvirt.errors import LeaderUnreachable, McvirtError
+from mcvirtd.cluster.peers import DEFAULT_PORT, Peers, PeerStatus
+from mcvirtd.state.records import NodeRecord
+
+KNOCK_WITHIN = 3.0
+ASK_WITHIN = 6.0
+
+ANSWERS = "it answers"
+ONLY_MACHINE = "its machine is on, though its mcvirtd does not answer"
+
+
+def knock(address: str, port: int, within: float = KNOCK_WITHIN) -> bool:
+    """Whether a machine at *address* says anything at all, be it that nothing listens at *port*."""
+    try:
+        socket.create_connection((address, port), timeout=within).close()
+    except (ConnectionRefusedError, ConnectionResetError):
+        return True
+    except OSError:
+        return False
+    return True
+
+
+class Reach:
+    """*members* gives the records of the other nodes, *leader* who orders the changes of the cluster.
+
+    *ask* has nodes say how they reach another one, as `how` does.
+    """
+
+    def __init__(
+        self,
+        *,
+        node: str,
+        members: Callable[[], Mapping[str, NodeRecord]],
+        status: Callable[[str], PeerStatus],
+        ask: Callable[[list[str], str], Mapping[str, str | McvirtError]],
+        leader: Callable[[], str],
+        knock: Callable[[str, int], bool] = knock,
+    ) -> None:
+        self._node = node
+        self._members = members
+        self._status = status
+        self._ask = ask
+        self._leader = leader
+        self._knock = knock
+
+    def how(self, node: str) -> str:
+        """How this node knows that *node* is there, in words; '' if it does not."""
+        if self._status(node).reachable:
+            return ANSWERS
+        record = self._members().get(node)
+        if record is None or not record.address:
+            return ""
+        return ONLY_MACHINE if self._knock(record.address, record.port or DEFAULT_PORT) else ""
+
+    def witness(self, node: str) -> str:
+        """Who knows that *node* is there, and how, in a sentence; '' if nobody who can be asked does."""
+        how = self.how(node)
+        if how:
+            return f"node '{self._node}' reaches it ({how})."
+        others = [name for name in self._members() if name != node and self._status(name).reachable]
+        for name, answer in sorted(self._ask(others, node).items()):
+            if isinstance(answer, str) and answer:
+                return f"node '{name}' reaches it ({answer})."
+        return ""
+
+    def require_leader(self) -> None:
+        """Raise LeaderUnreachable if a change can't be ordered now, because its leader does not answer."""
+        leader = self._leader()
+        if leader != self._node and not self._status(leader).reachable:
+            raise LeaderUnreachable(leader=leader)
+
+
+def asking(peers: Peers) -> Callable[[list[str], str], Mapping[str, str | McvirtError]]:
+    """What has members say how they reach a node."""
+
+    def ask(members: list[str], node: str) -> Mapping[str, str | McvirtError]:
+        answers = peers.call_all(members, "reaches", {"node": node}, ASK_WITHIN)
+        return {
+            name: answer if isinstance(answer, McvirtError) else msgspec.json.decode(answer, type=str)
+            for name, answer in answers.items()
+        }
+
+    return ask
