@@ -47,7 +47,10 @@ def worker() -> Worker:
 @pytest.fixture
 def service(worker: Worker) -> VmService:
     parts: Any = dict.fromkeys(
-        ("store", "hypervisor", "domains", "designs", "creation", "changes", "power", "deletion", "view", "consoles"),
+        (
+            *("store", "hypervisor", "domains", "designs", "creation", "changes", "power", "deletion", "view"),
+            *("consoles", "failover"),
+        ),
         cast(Any, worker),
     )
     return VmService(locks=worker._locks, node="n1", **parts)
