@@ -400,8 +400,8 @@ class NoMajority(Unreachable):
 
 
 class ChangeUnknown(Failed):
-    """It is not known whether the change (revision {revision}) will stand: {missing} did not answer, and too few
-    nodes have stored it. Look again when they are back."""
+    """It is not known whether the change (revision {revision}) will stand: {reason} Look again when all nodes are
+    back."""
 
 
 class LeaderUnreachable(Unreachable):

@@ -31,8 +31,8 @@ from mcvirtd.cluster import connect_string
 from mcvirtd.cluster.connect_string import Kept
 from mcvirtd.cluster.keys import Keys
 from mcvirtd.state.log import to_wire
+from mcvirtd.state.order import Epoch, Position, Snapshot
 from mcvirtd.state.records import ClusterRecord, GroupRecord, NodeRecord, SettingsRecord
-from mcvirtd.state.replicate import Epoch, Position, Snapshot
 from mcvirtd.state.replication import Replicator
 from mcvirtd.state.store import Change, Store
 
@@ -131,6 +131,8 @@ class Membership:
             )
         elif self.joining is not None:
             found.append(f"it is joining the cluster of node '{self.joining.sponsor}', and is not counted in yet.")
+        if self.replicator.trouble:
+            found.append(f"it can't take over what the others change: {self.replicator.trouble}")
         kept = len(self.replicator.log.conflicts())
         if kept:
             found.append(

@@ -20,8 +20,8 @@ from mcvirt.types.membership import JoinBegun, JoinerFacts, JoinPackage, JoinQue
 from mcvirtd.auth.caller import current_caller
 from mcvirtd.cluster.membership import Membership
 from mcvirtd.hypervisor.states import DomainState
+from mcvirtd.state.order import Epoch, Snapshot
 from mcvirtd.state.records import RECORDS, BackendRecord, ClusterRecord, DiskRecord, NodeRecord, Record, VmRecord
-from mcvirtd.state.replicate import Epoch, Snapshot
 
 R = TypeVar("R", bound=Record)
 _CONNECT_WITHIN = 2.0

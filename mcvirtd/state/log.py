@@ -13,8 +13,8 @@ from typing import Any
 import msgspec
 
 from mcvirt.errors import StateRefused
+from mcvirtd.state.order import Entry, Epoch, Position, Snapshot
 from mcvirtd.state.records import RECORDS, ClusterRecord, NodeRecord, Record
-from mcvirtd.state.replicate import Entry, Epoch, Position, Snapshot
 from mcvirtd.state.store import Change, Store
 
 KEPT_ENTRIES = 10_000

@@ -12,8 +12,8 @@ before a `yield` is looked at again after it. Nothing here keeps anything that m
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterator, Mapping, Sequence
-from typing import Any, NamedTuple, Protocol, TypeGuard, TypeVar
+from collections.abc import Generator, Mapping, Sequence
+from typing import Protocol, TypeGuard, TypeVar
 
 import msgspec
 
@@ -25,10 +25,21 @@ from mcvirt.errors import (
     NotLeader,
     PromotionUnconfirmed,
     StaleChange,
+    StateNotWritable,
+)
+from mcvirtd.state.order import (
+    Entry,
+    Epoch,
+    Message,
+    Position,
+    Snapshot,
+    last_common,
+    promised_in,
+    read_epoch,
+    read_position,
 )
 
 R = TypeVar("R")
-Message = dict[str, Any]
 Answers = Mapping[str, Message | None]
 
 PUSH_WITHIN = 2.0
@@ -36,42 +47,6 @@ ASK_WITHIN = 2.0
 CATCH_UP_WITHIN = 30.0
 # A rejoining member that can't keep up with the changes made meanwhile tries this often before it begins anew.
 REJOIN_TRIES = 20
-
-
-class Epoch(NamedTuple):
-    """Who leads: ordered by number, then by name."""
-
-    number: int
-    leader: str
-
-
-class Position(NamedTuple):
-    """The last change that a member has stored; positions of one history are ordered like their changes."""
-
-    epoch: Epoch
-    revision: int
-
-
-class Entry(msgspec.Struct, frozen=True, array_like=True):
-    """A change in its place: the epoch it was ordered in, its revision, and the epoch of the one before."""
-
-    epoch: Epoch
-    revision: int
-    before: Epoch
-    change: str  # JSON
-
-    @property
-    def position(self) -> Position:
-        """Where the log ends with this entry."""
-        return Position(self.epoch, self.revision)
-
-
-class Snapshot(msgspec.Struct, frozen=True):
-    """A whole configuration, where it stands, and the epochs (with their first revisions) that led there."""
-
-    position: Position
-    epochs: list[tuple[Epoch, int]]
-    content: str
 
 
 class Ask(msgspec.Struct, frozen=True):
@@ -173,6 +148,11 @@ class Replica:
         """The other members, away or not."""
         return [member for member in self._log.members() if member != self.name]
 
+    @property
+    def is_nominated(self) -> bool:
+        """Whether others have promised this member an epoch that has not begun: it died, and nobody leads."""
+        return self.leader == self.name and not self.is_leader
+
     # --- ordering changes (on the leader) ---------------------------------------------------------------------------
 
     def order(self, change: str, base: Position, silent: Sequence[str]) -> Procedure[Committed]:
@@ -220,16 +200,20 @@ class Replica:
                 self._still_leads(entry, answers)
             failed = [name for name in there if not _stored(answers.get(name))]
             if len(members) > 2 and (len(there) - len(failed) + 1) * 2 <= len(members):
-                raise ChangeUnknown(revision=entry.revision, missing=", ".join(sorted(failed)))
+                raise ChangeUnknown(revision=entry.revision, reason=_unstored(failed))
             if not failed:
                 return sorted(name for name, away in self._log.members().items() if away)
-            entry = self._append(self._log.marked(failed, []))
+            try:
+                entry = self._append(self._log.marked(failed, []))
+            except StateNotWritable as error:
+                # The change is stored here, so it has not failed; but nobody could be told who has not got it.
+                raise ChangeUnknown(revision=entry.revision, reason=f"{_unstored(failed)} {error}") from error
 
     def _missing(self, answer: Message) -> Sequence[Entry] | None:
         """What a member that is merely behind lacks; None if it has stored all, or its log went another way."""
         if answer.get("stored") or "position" not in answer:
             return None
-        theirs = _position(answer["position"])
+        theirs = read_position(answer["position"])
         if self._log.epoch_of(theirs.revision) != theirs.epoch:
             return None
         return self._log.after(theirs.revision)
@@ -240,7 +224,7 @@ class Replica:
                 self._hear(answer)
         if self._log.promised() != entry.epoch:
             # It is stored here, and perhaps elsewhere: the next leader decides whether it stands.
-            raise ChangeUnknown(revision=entry.revision, missing=f"the new leader '{self.leader}'")
+            raise ChangeUnknown(revision=entry.revision, reason=f"node '{self.leader}' leads by now.")
 
     # --- following --------------------------------------------------------------------------------------------------
 
@@ -272,7 +256,7 @@ class Replica:
         mine = self._log.position()
         if snapshot.position < mine and mine.epoch == self._log.promised():
             return  # an old answer: what is here belongs to a newer epoch already
-        common = _last_common(self._log.epochs(), mine.revision, snapshot)
+        common = last_common(self._log.epochs(), mine.revision, snapshot)
         own = self._log.after(common)
         whole = self._log.snapshot() if own is None else None
         self._log.replace(snapshot, own or [], whole)
@@ -295,7 +279,7 @@ class Replica:
         return answer
 
     def _hear(self, answer: Message) -> None:
-        epoch = _epoch(answer.get("promised"))
+        epoch = read_epoch(answer.get("promised"))
         if epoch is not None and epoch > self._log.promised():
             self._log.promise(epoch)
 
@@ -309,30 +293,32 @@ class Replica:
         from a leader that must be alive: it is asked like the others, and promises, so that nothing of it is lost.
         """
         others = self.others()
-        leader = self.leader
         answers = yield Ask({name: {"kind": "status"} for name in others}, ASK_WITHIN)
         alive = {name: answer for name, answer in answers.items() if answer is not None and _meant(answer)}
+        for answer in alive.values():
+            self._hear(answer)  # somebody may lead by now of whom this member has not heard yet
+        leader = self.leader
         if not planned:
             self._refuse_if_alive(leader, alive)
-        elif leader not in alive:
+        elif leader not in alive and leader != self.name:
             raise LeaderUnreachable(leader=leader)
         agreeing = len(alive) + 1
         if not confirmed and agreeing * 2 <= len(others) + 1:
             raise PromotionUnconfirmed(leader=leader, heard=agreeing, members=len(others) + 1)
-        best = max(alive, key=lambda name: _position(alive[name]["position"]), default=None)
-        if best is not None and _position(alive[best]["position"]) > self._log.position():
+        best = max(alive, key=lambda name: read_position(alive[name]["position"]), default=None)
+        if best is not None and read_position(alive[best]["position"]) > self._log.position():
             yield from self.catch_up(best)
-        number = max([self._log.promised().number, *(_epoch_of(answer).number for answer in alive.values())]) + 1
+        number = max([self._log.promised().number, *(promised_in(answer).number for answer in alive.values())]) + 1
         epoch = Epoch(number, self.name)
         promises = yield Ask({name: {"kind": "promise", "epoch": epoch} for name in alive}, ASK_WITHIN)
         promises = {name: answer for name, answer in promises.items() if _meant(answer)}
         granted = [name for name, answer in promises.items() if answer and answer.get("granted")]
         # A member that stored more between its status and its promise would lose it to us: begin anew.
-        newer = [name for name in granted if _position((promises[name] or {})["position"]) > self._log.position()]
+        newer = [name for name in granted if read_position((promises[name] or {})["position"]) > self._log.position()]
         refused = [name for name, answer in promises.items() if answer and not answer.get("granted")]
         if newer or refused or (not confirmed and (len(granted) + 1) * 2 <= len(others) + 1):
             raise PromotionUnconfirmed(leader=leader, heard=len(granted) + 1, members=len(others) + 1)
-        if epoch <= self._log.promised():
+        if epoch < self._log.promised():  # the same, if a heartbeat was faster in saying that it was promised to us
             raise NotLeader(leader=self.leader)
         away = [name for name in others if name not in granted]
         # Stored with the promise in it: a leader of that epoch that has not said so must never come back from a crash.
@@ -343,6 +329,8 @@ class Replica:
     def _refuse_if_alive(self, leader: str, alive: Mapping[str, Message]) -> None:
         if self.is_leader or (leader in alive and alive[leader].get("leads")):
             raise LeaderAlive(leader=leader, witness=self.name)
+        if leader in alive or leader == self.name:
+            return  # it says itself that it does not lead: it died before the first change of its epoch
         for name, answer in alive.items():
             if answer.get("reaches_leader") and answer.get("leader") == leader:
                 raise LeaderAlive(leader=leader, witness=name)
@@ -378,7 +366,7 @@ class Replica:
         return {"stored": True}
 
     def _on_entries(self, message: Message) -> Message:
-        theirs = _position(message["position"])
+        theirs = read_position(message["position"])
         mine = self._log.position()
         if theirs == mine:
             return {"same": True}
@@ -389,7 +377,7 @@ class Replica:
         return {"snapshot": Snapshot(mine, list(self._log.epochs()), self._log.snapshot())}
 
     def _on_promise(self, message: Message) -> Message:
-        epoch = _epoch_of({"promised": message["epoch"]})
+        epoch = promised_in({"promised": message["epoch"]})
         if epoch <= self._log.promised():
             return {"granted": False, "position": self._log.position()}
         self._log.promise(epoch)
@@ -417,32 +405,9 @@ def _meant(answer: Message | None) -> TypeGuard[Message]:
     return answer is not None and "stranger" not in answer and "error" not in answer
 
 
+def _unstored(members: Sequence[str]) -> str:
+    return f"node {', '.join(repr(name) for name in sorted(members))} did not store it."
+
+
 def _stored(answer: Message | None) -> bool:
     return answer is not None and bool(answer.get("stored"))
-
-
-def _epoch(value: Any) -> Epoch | None:
-    return None if value is None else Epoch(int(value[0]), str(value[1]))
-
-
-def _epoch_of(answer: Message) -> Epoch:
-    return Epoch(int(answer["promised"][0]), str(answer["promised"][1]))
-
-
-def _position(value: Any) -> Position:
-    return Position(Epoch(int(value[0][0]), str(value[0][1])), int(value[1]))
-
-
-def _last_common(mine: Sequence[tuple[Epoch, int]], last: int, theirs: Snapshot) -> int:
-    """The last revision that is the same change in both histories: in the newest epoch that both have."""
-    ends = {epoch: end for (epoch, _), end in _with_ends(theirs.epochs, theirs.position.revision)}
-    for (epoch, _), end in reversed(list(_with_ends(mine, last))):
-        if epoch in ends:
-            return min(end, ends[epoch])
-    return 0
-
-
-def _with_ends(epochs: Sequence[tuple[Epoch, int]], last: int) -> Iterator[tuple[tuple[Epoch, int], int]]:
-    for number, each in enumerate(epochs):
-        following = epochs[number + 1][1] - 1 if number + 1 < len(epochs) else last
-        yield each, following

@@ -19,11 +19,13 @@ from mcvirt.errors import (
     McvirtError,
     NotLeader,
     StaleChange,
+    StateNotWritable,
     from_wire,
 )
 from mcvirtd.state.log import Origin, StateLog, Statement, to_wire
+from mcvirtd.state.order import Epoch, Message, Position, Snapshot
 from mcvirtd.state.records import NodeRecord
-from mcvirtd.state.replicate import Committed, Epoch, Message, Position, Procedure, Replica, Snapshot
+from mcvirtd.state.replicate import Committed, Procedure, Replica
 from mcvirtd.state.store import Change, Store
 
 log = logging.getLogger(__name__)
@@ -128,6 +130,8 @@ class Replicator:
         self._behind = False
         self._seen: dict[str, int] = {}
         self._stopped = False
+        # Why this node can't store what the others have; "" while it can.
+        self.trouble = ""
         self._thread: threading.Thread | None = None
         self._leader_heard: Callable[[str], bool] = lambda leader: leader not in transport.silent()
 
@@ -222,10 +226,15 @@ class Replicator:
         try:
             answer = self._ask(leader, message, COMMIT_WITHIN)
         except LeaderUnreachable as error:
-            raise ChangeUnknown(revision=base.revision + 1, missing=f"the leader '{leader}'") from error
+            raise ChangeUnknown(revision=base.revision + 1, reason=f"node '{leader}' did not answer.") from error
         committed = msgspec.convert(answer["committed"], Committed, strict=False)
         if self.replica.position().revision < committed.entry.revision:
-            self._run(self.replica.catch_up(leader))
+            try:
+                self._run(self.replica.catch_up(leader))
+            except McvirtError as error:
+                self._note_trouble(error)
+                why = f"the cluster has it, but node '{self.name}' itself has not: {error}"
+                raise ChangeUnknown(revision=committed.entry.revision, reason=why) from error
         return committed
 
     def _ask(self, member: str, message: Message, within: float) -> Message:
@@ -250,8 +259,12 @@ class Replicator:
                     return {**answer, "promised": self.log.promised()}
             leader = self.replica.leader
             with self._member:
-                return self.replica.handle(sender, message, reaches_leader=self._leader_heard(leader))
+                answer = self.replica.handle(sender, message, reaches_leader=self._leader_heard(leader))
+            if answer.get("stored"):
+                self.trouble = ""
+            return answer
         except McvirtError as error:
+            self._note_trouble(error)
             return {"error": error.to_wire()}
 
     def _on_turn_begin(self, sender: str, message: Message) -> Message:  # noqa: ARG002
@@ -294,6 +307,12 @@ class Replicator:
 
     # --- following --------------------------------------------------------------------------------------------------
 
+    def _note_trouble(self, error: McvirtError) -> None:
+        if isinstance(error, StateNotWritable):
+            if not self.trouble:
+                log.error("this node can't take over changes of the cluster: %s", error)
+            self.trouble = str(error)
+
     def facts(self) -> Message:
         """What a heartbeat says of this member's place."""
         with self._member:
@@ -306,12 +325,16 @@ class Replicator:
     def observe(self, member: str, facts: Mapping[str, Any]) -> None:
         """A heartbeat's facts: a higher epoch is followed, and a leader that is ahead is caught up with."""
         with self._member:
-            self.replica._hear(dict(facts))
+            try:
+                self.replica._hear(dict(facts))
+            except StateNotWritable as error:  # the heartbeat is an answered one all the same
+                self._note_trouble(error)
+                return
             follows = member == self.replica.leader and bool(facts.get("leads")) and member != self.name
             there = msgspec.convert(facts["position"], Position, strict=False)
             self._seen[member] = there.revision
             away = self.log.members().get(self.name, False)
-            behind = follows and (away or there != self.replica.position())
+            behind = (follows and (away or there != self.replica.position())) or self.replica.is_nominated
         if behind:
             with self._news:
                 self._behind = True
@@ -342,9 +365,13 @@ class Replicator:
                     return
                 self._behind = False
             try:
-                if not self._run(self.replica.rejoin(self.replica.leader)):
+                if self.replica.is_nominated:
+                    self.promote(confirmed=False)
+                elif not self._run(self.replica.rejoin(self.replica.leader)):
                     log.warning("the leader '%s' did not take this node back yet", self.replica.leader)
+                self.trouble = ""
             except McvirtError as error:
+                self._note_trouble(error)
                 log.info("catching up failed: %s", error)
             except Exception:
                 log.exception("catching up failed")

@@ -81,8 +81,9 @@ def is_blank(node: McvirtNode) -> bool:
 
 
 def kept(node: McvirtNode) -> set[str]:
-    """The files in the node's state directory."""
+    """The files in the node's state directory, once none is being written."""
     root = node.state_dir
+    until(lambda: not list(root.rglob(".*.new")))
     return {
         str(path.relative_to(root)) for path in root.rglob("*") if path.name not in ("state.db-wal", "state.db-shm")
     }

@@ -14,7 +14,8 @@ from typing import Any
 import msgspec
 
 from mcvirt.errors import McvirtError
-from mcvirtd.state.replicate import Ask, Entry, Epoch, Message, Position, Procedure, Replica, Snapshot
+from mcvirtd.state.order import Entry, Epoch, Message, Position, Snapshot
+from mcvirtd.state.replicate import Ask, Procedure, Replica
 
 _json = msgspec.json
 

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import sqlite3
 import threading
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import pytest
@@ -17,9 +20,10 @@ from mcvirt.errors import (
     NoMajority,
     PromotionUnconfirmed,
     StaleChange,
+    StateNotWritable,
 )
+from mcvirtd.state.order import Message
 from mcvirtd.state.records import ClusterRecord, NetworkRecord, NodeRecord, SettingsRecord
-from mcvirtd.state.replicate import Message
 from mcvirtd.state.replication import Replicator, noting_left_behind
 from mcvirtd.state.store import Store
 
@@ -298,3 +302,101 @@ def test_no_change_is_made_without_a_turn(two: Cluster, monkeypatch: pytest.Monk
     two.members["n2"]._turns.give(held)
     two.members["n1"]._turns.give(turn)
     assert two.stores["n1"].revision == revision
+
+
+def nominate(cluster: Cluster, name: str) -> None:
+    """*name* dies between the promises of the others and the first change of its epoch."""
+    promoting = cluster.members[name].replica.promote(confirmed=False)
+    ask = next(promoting)
+    while True:
+        answers = cluster.members[name]._transport.ask_all(ask.messages, ask.within)
+        if any(message["kind"] == "promise" for message in ask.messages.values()):
+            promoting.close()
+            return
+        ask = promoting.send(answers)
+
+
+def test_a_leader_that_dies_before_its_epoch_begins_leads_when_it_is_back(three: Cluster) -> None:
+    three.put("n1", "lan")
+    three.wires.down.add("n1")
+    nominate(three, "n2")
+    three.wires.down.clear()
+    for name, member in three.members.items():
+        for other, them in three.members.items():
+            if other != name:
+                member.observe(other, msgspec.json.decode(msgspec.json.encode(them.facts())))
+    assert three.members["n2"].replica.is_nominated
+    assert not any(member.replica.is_leader for member in three.members.values())
+    three.members["n2"].start()
+    deadline = time.monotonic() + 10
+    while not three.members["n2"].replica.is_leader:
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    three.members["n2"].stop()
+    three.heal()
+    three.put("n3", "wan")
+    three.assert_same()
+
+
+def test_another_leads_where_one_dies_before_its_epoch_begins(three: Cluster) -> None:
+    three.wires.down.add("n1")
+    nominate(three, "n2")
+    three.wires.down = {"n2"}
+    three.members["n3"].promote(confirmed=False)
+    three.wires.down.clear()
+    three.heal()
+    assert three.put("n2", "lan") == set()
+    three.assert_same()
+
+
+def test_a_leader_of_which_this_member_has_not_heard_is_asked_for_too(three: Cluster) -> None:
+    three.wires.down.add("n3")
+    three.members["n2"].promote(confirmed=False, planned=True)
+    three.wires.down.clear()
+    with pytest.raises(LeaderAlive, match="'n2'"):
+        three.members["n3"].promote(confirmed=False)
+
+
+def test_a_member_that_can_not_store_is_away_and_says_why(three: Cluster, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(self: Any, change: Any, revision: int, *, everything: bool) -> None:
+        raise sqlite3.OperationalError("database or disk is full")
+
+    for made_on in ("n1", "n2", "n3"):
+        monkeypatch.setattr(three.stores["n3"], "_write", full.__get__(three.stores["n3"]))
+        if made_on == "n3":
+            with pytest.raises(ChangeUnknown, match="the cluster has it, but node 'n3' itself has not"):
+                three.put(made_on, made_on)
+        else:
+            assert three.put(made_on, made_on) == {"n3"}
+        assert "disk is full" in three.members["n3"].trouble
+        three.members["n3"].observe("n2", {"promised": (9, "n9"), "position": ((1, "n1"), 5)})
+        monkeypatch.undo()
+        assert three.networks("n1") >= {made_on}
+        three.heal()
+        three.assert_same()
+        assert three.networks("n3") >= {made_on}
+
+
+def test_a_leader_that_can_not_note_who_is_away_does_not_call_the_change_failed(
+    three: Cluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    append = three.members["n1"].log.append
+    appended: list[Any] = []
+
+    def once(entry: Any) -> None:
+        if appended:
+            raise StateNotWritable(path="state.db", reason="the disk is full.")
+        appended.append(entry)
+        append(entry)
+
+    three.wires.down.add("n3")
+    monkeypatch.setattr(three.members["n1"]._transport, "silent", tuple)
+    monkeypatch.setattr(three.members["n1"].log, "append", once)
+    with pytest.raises(ChangeUnknown, match=r"node 'n3' did not store it\..*disk is full"):
+        three.put("n1", "lan")
+    monkeypatch.undo()
+    three.heal()
+    assert three.networks("n2") == three.networks("n1") == {"lan"}
+    three.put("n2", "wan")
+    three.heal()
+    three.assert_same()

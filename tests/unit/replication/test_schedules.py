@@ -20,7 +20,8 @@ import msgspec
 import pytest
 
 from mcvirt.errors import McvirtError
-from mcvirtd.state.replicate import Entry, Position, Procedure, Replica
+from mcvirtd.state.order import Entry, Position
+from mcvirtd.state.replicate import Procedure, Replica
 from tests.unit.replication.simulation import MemoryLog, World
 
 SCHEDULES = int(os.environ.get("SCHEDULES", "300"))
