@@ -396,7 +396,7 @@ class StaleChange(Conflict):
 
 class NoMajority(Unreachable):
     """Only {heard} of {members} nodes can be reached, so nothing of the configuration can be changed here.
-    `mcvirt info` shows which nodes are missing."""
+    `mcvirt info` shows which nodes are missing; if they are off, `--ignore-failed-nodes` goes on without them."""
 
 
 class ChangeUnknown(Failed):

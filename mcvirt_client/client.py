@@ -11,7 +11,7 @@ with Client.connect() as client:
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, Self, TypeVar, cast
 
 import msgspec
@@ -86,6 +86,7 @@ class _Wire:
         self.token = token
         self.node = endpoint.node
         self.away: set[str] = set()
+        self.wishes: dict[str, Any] = {}
 
     def call(self, object_id: str, method: str, arguments: dict[str, Any], *, timeout: float | None = None) -> bytes:
         connection = self._connection or self._open()
@@ -108,7 +109,7 @@ class _Wire:
         if self._context is None:
             configure()
             self._context = client_context(self._endpoint.ca_pem)
-        credentials = {"token": self.token}
+        credentials = {"token": self.token, **self.wishes}
         self._connection = Connection(
             self._endpoint.host, self._endpoint.port, self._context, credentials, node=self.node, timeout=self._timeout
         )
@@ -120,7 +121,9 @@ class _Wire:
             connection.close()
 
     def another(self) -> _Wire:
-        return _Wire(self._endpoint, self.token, None, self._timeout)
+        made = _Wire(self._endpoint, self.token, None, self._timeout)
+        made.wishes = self.wishes
+        return made
 
 
 class Client:
@@ -211,6 +214,16 @@ class Client:
     def away(self) -> set[str]:
         """The nodes without which changes were made; they take them over when they are back. It may be cleared."""
         return self._wire.away
+
+    def go_on(self, *, without: Sequence[str] = (), ignore_drbd: bool = False) -> None:
+        """From now on, go on *without* nodes of which you have made sure that they are off, and past DRBD's warnings.
+
+        A leader among those nodes that does not answer is replaced. What is changed needs CAN_IGNORE_CLUSTER then, or
+        CAN_IGNORE_DRBD, and the audit trail says that it was done so.
+        """
+        wishes: dict[str, Any] = {"without": list(without)} if without else {}
+        self._wire.wishes = {**wishes, "ignore_drbd": True} if ignore_drbd else wishes
+        self._wire.close()
 
     def end_session_on_close(self) -> None:
         """The session was made for this client only: close() is to log out."""

@@ -24,7 +24,7 @@ from mcvirt.rpc.contract import operations
 from mcvirt.types.vm import AutoStart
 from mcvirtd.auth import first_start
 from mcvirtd.auth.audit import Audit
-from mcvirtd.auth.caller import SYSTEM, Caller
+from mcvirtd.auth.caller import SYSTEM, Caller, current_caller
 from mcvirtd.auth.groups import GroupService
 from mcvirtd.auth.login import Login
 from mcvirtd.auth.passwords import Passwords
@@ -172,6 +172,7 @@ class Daemon:
         )
         replicator = self._replicator = Replicator(node, store, presence.peers)
         store.replicate_with(replicator)
+        replicator.replaced = self._tell_replaced
         presence.replication = replicator
         self._reach = Reach(
             node=node,
@@ -407,6 +408,10 @@ class Daemon:
             for vm in self._store.all(VmRecord).values()
             if vm.node == self._node and not self._machines.domains.is_active(vm)
         }
+
+    def _tell_replaced(self, leader: str) -> None:
+        detail = f"on the word of who goes on without node {leader}"
+        self._audit.record(current_caller(), "cluster.promote", leader, None, "", detail=detail)
 
     def _tell_stray(self, name: str, error: McvirtError | None) -> None:
         self._audit.record(Caller(user=SYSTEM), "vm.give_up", name, error, "")

@@ -27,7 +27,15 @@ class PeerApi:
 
     @remote(needs=Access.PEER, reads=True)
     def forward(
-        self, operation: str, arguments: dict[str, Any], user: str, root: bool = False, address: str = ""
+        self,
+        operation: str,
+        arguments: dict[str, Any],
+        user: str,
+        *,
+        root: bool = False,
+        address: str = "",
+        without: tuple[str, ...] = (),
+        ignore_drbd: bool = False,
     ) -> dict[str, Any]:
         """Do *operation* ("vm.start") for *user*, for whom the calling node vouches; gives the whole Reply.
 

@@ -6,7 +6,7 @@ import sys
 from typing import TYPE_CHECKING, Any
 
 from mcvirt.errors import EXIT_NODE_AWAY
-from mcvirt_client.cli.report import EXIT_INTERRUPTED, Declined
+from mcvirt_client.cli.report import EXIT_INTERRUPTED, Declined, UsageError
 
 if TYPE_CHECKING:
     import argparse
@@ -19,7 +19,11 @@ if TYPE_CHECKING:
     from mcvirt_client.tasks import Detached
 
 
-Key = tuple[str | None, str | None, str | None]
+Key = tuple[str | None, str | None, str | None, bool, bool]
+
+
+def _key(args: argparse.Namespace) -> Key:
+    return args.host, args.ca_file, args.username, args.ignore_failed_nodes, args.ignore_drbd
 
 
 class Session:
@@ -32,7 +36,7 @@ class Session:
 
     def client(self, args: argparse.Namespace, out: Output) -> Client:
         """The client for what the global flags name."""
-        key = (args.host, args.ca_file, args.username)
+        key = _key(args)
         if key not in self._clients:
             if self._connect is None:
                 from mcvirt_client.cli.login import connect
@@ -43,12 +47,12 @@ class Session:
 
     def away(self, args: argparse.Namespace) -> set[str]:
         """The nodes without which the last command has made changes."""
-        client = self._clients.get((args.host, args.ca_file, args.username))
+        client = self._clients.get(_key(args))
         return client.away if client is not None else set()
 
     def forget(self, args: argparse.Namespace) -> None:
         """Close the client for what the global flags name."""
-        client = self._clients.pop((args.host, args.ca_file, args.username), None)
+        client = self._clients.pop(_key(args), None)
         if client is not None:
             client.close()
 
@@ -146,10 +150,30 @@ class Context:
         return status or EXIT_NODE_AWAY
 
     def ask_about_failed_nodes(self) -> None:
-        """Warn who uses --ignore-failed-nodes, and raise Declined if they think better of it."""
+        """Have the daemon pass over what --ignore-failed-nodes and --ignore-drbd say; Declined if they think better."""
         args = self.args
-        if not args.ignore_failed_nodes or args.accept_failed_nodes_warning or args.yes:
-            return
-        self.out.warn("Warning: what is changed while a node is away can contradict what happens on that node.")
-        if self.interactive and not self.ask("Go on without the nodes that can't be reached?"):
+        failed = self._failed_nodes() if args.ignore_failed_nodes else []
+        if failed or args.ignore_drbd:
+            self.client.go_on(without=failed, ignore_drbd=args.ignore_drbd)
+
+    def _failed_nodes(self) -> list[str]:
+        args = self.args
+        nodes = self.client.nodes.list()
+        failed = [node.name for node in nodes if node.status == "Unreachable"]
+        if not failed or args.accept_failed_nodes_warning or args.yes:
+            return failed
+        self.out.warn(
+            f"Warning: these nodes do not answer: {', '.join(failed)}. Their part is done when they are back; what is "
+            "changed meanwhile can contradict what happens there."
+        )
+        for node in nodes:
+            if node.leader and node.name in failed:
+                self.out.warn(
+                    f"Node {node.name} leads the cluster. If something is to be changed, another node takes its place: "
+                    f"make sure that {node.name} is off."
+                )
+        if not self.interactive:
+            raise UsageError("To go on without nodes needs --accept-failed-nodes-warning here.", "Nobody can be asked.")
+        if self.answer("Go on without them? Type yes: ") != "yes":
             raise Declined
+        return failed

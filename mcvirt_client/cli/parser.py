@@ -108,8 +108,8 @@ def add_globals(parser: Parser) -> None:
     add("--password", metavar="PASSWORD", help="the password; others see it in the list of processes, so rather use:")
     add("--password-file", metavar="PATH", help="read the password from the first line of a file")
     add("--cache-credentials", action="store_true", default=False, help="keep the session in ~/.mcvirt-auth")
-    add("--ignore-failed-nodes", action="store_true", default=False, help="go on without nodes that can't be reached")
-    add("--accept-failed-nodes-warning", action="store_true", default=False, help=argparse.SUPPRESS)
+    add("--ignore-failed-nodes", action="store_true", default=False, help="go on without nodes that do not answer")
+    add("--accept-failed-nodes-warning", action="store_true", default=False, help="and do not ask before")
     add("--ignore-drbd", action="store_true", default=False, help="go on although DRBD warns")
 
 

@@ -20,6 +20,8 @@ class Caller(msgspec.Struct, frozen=True, kw_only=True):
     *peer* is the node whose certificate, with the key *key* in it, the connection has shown; it is then no user.
     *joiner* is who has shown the secret of this node's connect string (*token* is that), and is no user either.
     *via* is the member that has handed on a call of *user* and vouches for who it is.
+    *without* are the nodes that the user has said are gone, and wants to go on without; *ignore_drbd* says that DRBD's
+    warnings are to be passed over. Both are wishes: the guard asks whether the user may.
     """
 
     user: str = ""
@@ -31,6 +33,8 @@ class Caller(msgspec.Struct, frozen=True, kw_only=True):
     key: str = ""
     joiner: bool = False
     via: str = ""
+    without: tuple[str, ...] = ()
+    ignore_drbd: bool = False
 
 
 NOBODY = Caller()

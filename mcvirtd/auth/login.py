@@ -8,6 +8,7 @@ import logging
 from collections.abc import Callable, Collection
 from typing import Any
 
+from mcvirt import names
 from mcvirt.errors import BadArgument, LoginFailed, McvirtError, NotAuthenticated, SessionRefused
 from mcvirtd.auth.caller import ROOT, Caller
 from mcvirtd.auth.passwords import Passwords, needs_rehash
@@ -17,6 +18,8 @@ from mcvirtd.state.records import UserRecord
 from mcvirtd.state.store import Store
 
 log = logging.getLogger(__name__)
+_CREDENTIALS = frozenset({"token", "without", "ignore_drbd"})
+_MOST_NODES = 64
 
 
 class Login:
@@ -50,22 +53,31 @@ class Login:
     def authenticate(self, data: dict[str, Any], address: str) -> Caller:
         """Who a new connection from *address* belongs to, by what it said in the handshake.
 
-        {} is nobody yet, who can only log in. {"token": ...} is root, or the user of that session.
+        {} is nobody yet, who can only log in. {"token": ...} is root, or the user of that session; beside it,
+        "without" names nodes to go on without, and "ignore_drbd" may be true.
         """
         if not data:
             return Caller(address=address)
         token = data.get("token")
-        if not isinstance(token, str) or len(data) > 1:
+        if not isinstance(token, str) or data.keys() - _CREDENTIALS:
             raise BadArgument(what="credentials", why="they are a map with a token, or empty for a login.")
+        without, ignore_drbd = _wishes(data)
         if hmac.compare_digest(_octets(token), self._root_token):
             if not (_is_loopback(address) or address in self._own_addresses):
                 log.warning("root's token was used from %s, and refused", address)
                 raise NotAuthenticated(
                     text="root's token is only taken on the node itself. Log in as a user from anywhere else."
                 )
-            return Caller(user=ROOT, root=True, address=address)
+            return Caller(user=ROOT, root=True, address=address, without=without, ignore_drbd=ignore_drbd)
         session = self.check(token, self._clock())
-        return Caller(user=session.user, session=session.id, token=token, address=address)
+        return Caller(
+            user=session.user,
+            session=session.id,
+            token=token,
+            address=address,
+            without=without,
+            ignore_drbd=ignore_drbd,
+        )
 
     def check(self, token: str, now: float) -> Session:
         """The session of *token*, marked as used; SessionRefused if it is not good, or its user is gone."""
@@ -118,6 +130,14 @@ class Login:
         except McvirtError as error:  # it can be made up for at the next login
             log.warning("the password of %s could not be hashed anew: %s", record.name, error)
             return record
+
+
+def _wishes(data: dict[str, Any]) -> tuple[tuple[str, ...], bool]:
+    without, ignore_drbd = data.get("without", []), data.get("ignore_drbd", False)
+    named = isinstance(without, list) and len(without) <= _MOST_NODES and all(isinstance(name, str) for name in without)
+    if not named or not isinstance(ignore_drbd, bool):
+        raise BadArgument(what="credentials", why="what is to be passed over is a list of nodes, and a yes or no.")
+    return tuple(names.node_name(name) for name in without), ignore_drbd
 
 
 def _octets(token: str) -> bytes:

@@ -11,6 +11,7 @@ from mcvirt.errors import McvirtError
 from mcvirt.types.peer import LocationState
 from mcvirtd.cluster.peers import Peers
 from mcvirtd.state.records import BackendRecord, NodeRecord
+from mcvirtd.state.replication import given_up
 from mcvirtd.state.store import Store
 from mcvirtd.storage.backends import LocationsOnNode, NodeLocations, Nodes
 
@@ -28,8 +29,12 @@ class BridgesElsewhere:
         self._peers = peers
 
     def __call__(self, interface: str) -> Mapping[str, list[str]]:
-        """What keeps *interface* from being used, by node; a node that can't be asked has that as its fault."""
-        others = sorted(name for name in self._store.all(NodeRecord) if name != self._node)
+        """What keeps *interface* from being used, by node; a node that can't be asked has that as its fault.
+
+        Nodes that an operator goes on without are left out: `mcvirt network list` on them shows what they lack.
+        """
+        gone = given_up()
+        others = sorted(name for name in self._store.all(NodeRecord) if name != self._node and name not in gone)
         answers = self._peers.call_all(others, "bridge_faults", {"interface": interface}, LOOK_WITHIN)
         return {
             node: [str(answer)] if isinstance(answer, McvirtError) else msgspec.json.decode(answer, type=list[str])

@@ -72,6 +72,8 @@ class Forwarding:
             "root": caller.root,
             "address": caller.address,
         }
+        if caller.without or caller.ignore_drbd:
+            handed_on |= {"without": caller.without, "ignore_drbd": caller.ignore_drbd}
         answer = self._peers.call(node, "peer", "forward", handed_on)
         reply = msgspec.json.decode(answer, type=Reply)
         if reply.task is None:
@@ -116,10 +118,25 @@ class PeerService(PeerApi):
         return self._replication().handle(current_caller().peer, message)
 
     def forward(
-        self, operation: str, arguments: dict[str, Any], user: str, root: bool = False, address: str = ""
+        self,
+        operation: str,
+        arguments: dict[str, Any],
+        user: str,
+        *,
+        root: bool = False,
+        address: str = "",
+        without: tuple[str, ...] = (),
+        ignore_drbd: bool = False,
     ) -> dict[str, Any]:
         """Do *operation* for *user*, for whom the calling node vouches."""
-        caller = Caller(user=user, root=root, address=address, via=current_caller().peer)
+        caller = Caller(
+            user=user,
+            root=root,
+            address=address,
+            via=current_caller().peer,
+            without=without,
+            ignore_drbd=ignore_drbd,
+        )
         reply = self._run(operation, caller, arguments)
         if reply is None:
             raise BadArgument(what="operation", why="this node has none of that name that can be handed on.")

@@ -10,6 +10,7 @@ import msgspec
 from mcvirt.errors import LeaderUnreachable, McvirtError
 from mcvirtd.cluster.peers import DEFAULT_PORT, Peers, PeerStatus
 from mcvirtd.state.records import NodeRecord
+from mcvirtd.state.replication import given_up
 
 KNOCK_WITHIN = 3.0
 ASK_WITHIN = 6.0
@@ -75,6 +76,8 @@ class Reach:
     def require_leader(self) -> None:
         """Raise LeaderUnreachable if a change can't be ordered now, because its leader does not answer."""
         leader = self._leader()
+        if leader in given_up():
+            return  # this node takes its place with the first change, if nobody reaches it
         if leader != self._node and not self._status(leader).reachable:
             raise LeaderUnreachable(leader=leader)
 

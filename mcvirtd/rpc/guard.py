@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import logging
 import secrets
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any, Protocol
 
 import msgspec
@@ -24,13 +25,13 @@ from mcvirt.errors import (
     NotPermitted,
     from_wire,
 )
-from mcvirt.permissions import Access
+from mcvirt.permissions import Access, Permission
 from mcvirt.rpc.codec import Reply
 from mcvirt.rpc.contract import Operation, Vm, VmOfDisk
 from mcvirtd.auth.audit import Audit
 from mcvirtd.auth.caller import Caller, called_by
 from mcvirtd.auth.rights import Rights
-from mcvirtd.state.replication import noting_left_behind
+from mcvirtd.state.replication import going_on_without, noting_left_behind
 from mcvirtd.tasks.engine import Tasks
 from mcvirtd.tasks.task import Task, working_for
 
@@ -115,6 +116,12 @@ class Published:
         text = str(getattr(value, "name", value))[:200] if value is not None else ""
         return text if text.isprintable() else "".join(char if char.isprintable() else "?" for char in text)
 
+    @staticmethod
+    def wishes(caller: Caller) -> str:
+        """What the caller wants to be passed over, for the audit trail."""
+        found = [f"without {' '.join(caller.without)}"] if caller.without else []
+        return ", ".join([*found, "ignoring DRBD"] if caller.ignore_drbd else found)
+
     def others(self, arguments: dict[str, Any]) -> str:
         """What else the call names, for the audit trail: "user bob, permissions CLONE_VM MIGRATE_VM"."""
         found = []
@@ -173,7 +180,7 @@ class Guard:
                 with called_by(caller):
                     return Reply(ok=msgspec.Raw(_encode(published.method(**arguments))))
             target = published.target(arguments)
-            others = published.others(arguments)
+            others = ", ".join(filter(None, (published.others(arguments), published.wishes(caller))))
             self._authorise(published, caller, arguments)
             if not published.remote.reads:
                 self._refuse_changes(published.label)
@@ -185,7 +192,7 @@ class Guard:
             if published.remote.task:
                 return self._start(published, caller, arguments, target, others)
             direct = Task(published.label, target, caller.user, self._node)
-            with called_by(caller), working_for(direct), noting_left_behind() as away:
+            with _at_work(caller), working_for(direct), noting_left_behind() as away:
                 value = published.method(**arguments)
             reply = Reply(ok=msgspec.Raw(_encode(value)), away=tuple(sorted(away)))
         except McvirtError as error:
@@ -230,6 +237,11 @@ class Guard:
         enough = instead is not None and vm is not None and self._rights.allowed(caller, instead, vm)
         if not isinstance(needs, Access) and not enough:
             self._rights.require(caller, needs, vm)
+        if not published.remote.reads:
+            if caller.without:
+                self._rights.require(caller, Permission.CAN_IGNORE_CLUSTER)
+            if caller.ignore_drbd:
+                self._rights.require(caller, Permission.CAN_IGNORE_DRBD)
         for path, permission in published.also:
             value: Any = arguments[path[0]]
             for name in path[1:]:
@@ -249,7 +261,7 @@ class Guard:
         self, published: Published, caller: Caller, arguments: dict[str, Any], target: str, others: str
     ) -> Reply:
         def work() -> bytes:
-            with called_by(caller):
+            with _at_work(caller):
                 return _encode(published.method(**arguments))
 
         def ended(task: Task, error: McvirtError | None) -> None:
@@ -274,6 +286,12 @@ class Guard:
         if not published.remote.reads:
             self._audit.record(caller, published.label, target, error, reference, others=others)
         return _answer(error)
+
+
+@contextmanager
+def _at_work(caller: Caller) -> Iterator[None]:
+    with called_by(caller), going_on_without(caller.without):
+        yield
 
 
 def _answer(error: McvirtError) -> Reply:

@@ -12,7 +12,7 @@ before a `yield` is looked at again after it. Nothing here keeps anything that m
 
 from __future__ import annotations
 
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Collection, Generator, Mapping, Sequence
 from typing import Protocol, TypeGuard, TypeVar
 
 import msgspec
@@ -41,6 +41,7 @@ from mcvirtd.state.order import (
 
 R = TypeVar("R")
 Answers = Mapping[str, Message | None]
+Names = Collection[str]
 
 PUSH_WITHIN = 2.0
 ASK_WITHIN = 2.0
@@ -155,10 +156,11 @@ class Replica:
 
     # --- ordering changes (on the leader) ---------------------------------------------------------------------------
 
-    def order(self, change: str, base: Position, silent: Sequence[str]) -> Procedure[Committed]:
+    def order(self, change: str, base: Position, silent: Names, without: Names = ()) -> Procedure[Committed]:
         """Give *change* its place after *base*, and have it stored.
 
-        *silent* are members that have not been heard of lately. Raises NotLeader, StaleChange or NoMajority before
+        *silent* are members that have not been heard of lately; those *without* which an operator wants to go on are
+        none where a majority is asked for. Raises NotLeader, StaleChange or NoMajority before
         anything is stored, and ChangeUnknown when it was stored here but not by a majority. The caller lets nobody
         else order anything meanwhile.
         """
@@ -166,16 +168,17 @@ class Replica:
             raise NotLeader(leader=self.leader)
         if base != self._log.position():
             raise StaleChange(revision=self._log.position().revision)
-        self._require_majority(silent)
+        self._require_majority(silent, without)
         entry = self._append(change)
-        away = yield from self._push(entry)
+        away = yield from self._push(entry, without)
         return Committed(entry, tuple(away))
 
-    def _require_majority(self, silent: Sequence[str]) -> None:
+    def _require_majority(self, silent: Names, without: Names) -> None:
         members = self._log.members()
-        heard = [name for name in members if name == self.name or name not in silent]
-        if len(members) > 2 and len(heard) * 2 <= len(members):
-            raise NoMajority(heard=len(heard), members=len(members))
+        counting = [name for name in members if name == self.name or name not in without]
+        heard = [name for name in counting if name == self.name or name not in silent]
+        if len(members) > 2 and len(heard) * 2 <= len(counting):
+            raise NoMajority(heard=len(heard), members=len(counting))
 
     def _append(self, change: str, epoch: Epoch | None = None) -> Entry:
         position = self._log.position()
@@ -183,7 +186,7 @@ class Replica:
         self._log.append(entry)
         return entry
 
-    def _push(self, entry: Entry) -> Procedure[list[str]]:
+    def _push(self, entry: Entry, without: Names = ()) -> Procedure[list[str]]:
         """Have *entry* stored by all members that are not away; those that do not are marked, by entries like it."""
         while True:
             members = self._log.members()
@@ -199,7 +202,8 @@ class Replica:
                 answers.update((yield Ask(missing, PUSH_WITHIN)))
                 self._still_leads(entry, answers)
             failed = [name for name in there if not _stored(answers.get(name))]
-            if len(members) > 2 and (len(there) - len(failed) + 1) * 2 <= len(members):
+            count = sum(name not in without for name in members)
+            if len(members) > 2 and (len(there) - len(failed) + 1) * 2 <= count:
                 raise ChangeUnknown(revision=entry.revision, reason=_unstored(failed))
             if not failed:
                 return sorted(name for name, away in self._log.members().items() if away)
@@ -323,7 +327,7 @@ class Replica:
         away = [name for name in others if name not in granted]
         # Stored with the promise in it: a leader of that epoch that has not said so must never come back from a crash.
         entry = self._append(self._log.promotion(self.name, number, away), epoch)
-        left = yield from self._push(entry)
+        left = yield from self._push(entry, away if confirmed else ())
         return Committed(entry, tuple(left))
 
     def _refuse_if_alive(self, leader: str, alive: Mapping[str, Message]) -> None:

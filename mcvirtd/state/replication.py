@@ -57,6 +57,28 @@ def note_left_behind(names: Iterable[str]) -> None:
         noted.update(names)
 
 
+_without: contextvars.ContextVar[frozenset[str]] = contextvars.ContextVar("without", default=frozenset())
+
+
+@contextmanager
+def going_on_without(names: Iterable[str]) -> Iterator[None]:
+    """In the block, an operator's word counts that these members are gone.
+
+    A leader among them that does not answer is replaced by this node, unless any member reaches it; and they do not
+    count when a majority is asked for.
+    """
+    token = _without.set(frozenset(names))
+    try:
+        yield
+    finally:
+        _without.reset(token)
+
+
+def given_up() -> frozenset[str]:
+    """The members that are said to be gone."""
+    return _without.get()
+
+
 class Transport(Protocol):
     """Carries messages to other members."""
 
@@ -132,6 +154,8 @@ class Replicator:
         self._stopped = False
         # Why this node can't store what the others have; "" while it can.
         self.trouble = ""
+        # Called when an operator's word has made this node the leader in the middle of something.
+        self.replaced: Callable[[str], None] = lambda leader: None  # noqa: ARG005
         self._thread: threading.Thread | None = None
         self._leader_heard: Callable[[str], bool] = lambda leader: leader not in transport.silent()
 
@@ -165,12 +189,21 @@ class Replicator:
             finally:
                 self._end_turn()
             return
+        self._replace_leader()
         leader = self.replica.leader
         self._lease = self._own_turn() if self.replica.is_leader else self._borrow_turn(leader)
         try:
             yield
         finally:
             self._end_turn()
+
+    def _replace_leader(self) -> None:
+        leader = self.replica.leader
+        if leader == self.name or leader not in given_up() or leader not in self._transport.silent():
+            return
+        log.warning("an operator says that the leader '%s' is off: this node takes its place", leader)
+        self.promote(confirmed=True)
+        self.replaced(leader)
 
     def _own_turn(self) -> tuple[str, str, Position]:
         return self._take_turn(), self.name, self.replica.position()
@@ -214,7 +247,7 @@ class Replicator:
         text = to_wire(change, Origin(self.name, token))
         try:
             if leader == self.name:
-                committed = self._run(self.replica.order(text, base, self._transport.silent()))
+                committed = self._run(self.replica.order(text, base, self._transport.silent(), given_up()))
             else:
                 committed = self._commit_elsewhere(leader, turn, base, text)
         finally:
@@ -222,7 +255,7 @@ class Replicator:
         note_left_behind(committed.away)
 
     def _commit_elsewhere(self, leader: str, turn: str, base: Position, text: str) -> Committed:
-        message = {"kind": "turn.commit", "turn": turn, "base": base, "change": text}
+        message = {"kind": "turn.commit", "turn": turn, "base": base, "change": text, "without": list(given_up())}
         try:
             answer = self._ask(leader, message, COMMIT_WITHIN)
         except LeaderUnreachable as error:
@@ -283,7 +316,8 @@ class Replicator:
         base = msgspec.convert(message["base"], Position, strict=False)
         try:
             silent = [name for name in self._transport.silent() if name != sender]
-            committed = self._run(self.replica.order(str(message["change"]), base, silent))
+            without = frozenset(message.get("without", ())) - {sender, self.name}
+            committed = self._run(self.replica.order(str(message["change"]), base, silent, without))
         finally:
             self._turns.give(turn)
         return {"committed": committed}

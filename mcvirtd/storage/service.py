@@ -24,6 +24,7 @@ from mcvirt.errors import (
 from mcvirt.types.storage import BackendInfo, BackendSpec, BackendType, VolumeFormat
 from mcvirtd.reasons import Reasons
 from mcvirtd.state.records import BackendRecord, DiskRecord, NodeRecord, VmRecord
+from mcvirtd.state.replication import given_up
 from mcvirtd.state.store import Change, Store
 from mcvirtd.storage import backends
 from mcvirtd.storage.backends import NodeLocations, Nodes
@@ -117,12 +118,16 @@ class StorageService(StorageApi):
             with reasons.gather():
                 location = backends.checked_location(spec.type, spec.location)
         named = spec.nodes or dict.fromkeys(sorted(self._all_nodes()), "")
+        # Its part can't be looked at, and a mark must not be set unseen: `storage add-node` adds it when it is back.
+        there = {node: location for node, location in named.items() if node not in given_up()}
+        if named and not there:
+            reasons.add(BadArgument(what="nodes", why="it is to go on without all of them."))
         record = BackendRecord(
             name=spec.name,
             id=names.new_id("sb"),
             type=spec.type,
             location=location,
-            nodes=self._checked_nodes(spec.type, spec.location, named, reasons),
+            nodes=self._checked_nodes(spec.type, spec.location, there, reasons),
             shared=spec.shared,
             thin_pool=spec.thin_pool,
             format=spec.format,
@@ -271,7 +276,7 @@ class StorageService(StorageApi):
         return (self._node,) if self._node in nodes else nodes[:1]
 
     def _unmark(self, tx: Transaction, record: BackendRecord, nodes: tuple[str, ...]) -> None:
-        for node in self._marking(record, nodes):
+        for node in self._marking(record, tuple(node for node in nodes if node not in given_up())):
             volumes = self._places(node).volumes(record)
             if volumes.check():
                 log.warning("%s on %s is not available: its mark stays", volumes.location, node)

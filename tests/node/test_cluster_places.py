@@ -143,6 +143,39 @@ def test_shared_backend_must_be_the_same_everywhere(cluster: ClusterNodes) -> No
     assert marks(made[0]) == []
 
 
+def test_going_on_without_failed_nodes(cluster: ClusterNodes) -> None:
+    made = places(cluster, "left")
+    for number in (1, 3):
+        cluster[number].kill_daemon()
+    names = ("node1", "node3")
+
+    def missed() -> bool:
+        return all(row["status"] == "Unreachable" for row in cluster[2].json("info") if row["name"] in names)
+
+    until(missed, "node1 and node3 are missed")
+    create = ["network", "create", "solo", "--interface", BRIDGE]
+    assert cluster[2].mcvirt(*create, check=False).returncode != 0
+    asked = cluster[2].mcvirt(*create, "--ignore-failed-nodes", check=False)
+    assert asked.returncode == 2
+    assert "do not answer: node1, node3" in asked.stderr
+    go_on = ["--ignore-failed-nodes", "--accept-failed-nodes-warning"]
+    assert cluster[2].mcvirt(*create, *go_on, check=False).returncode == 6
+    left = ["storage", "create", "left", "--type", "File", *on_each(made), *go_on]
+    assert cluster[2].mcvirt(*left, check=False).returncode == 6
+    assert [len(marks(place)) for place in made] == [0, 1, 0]
+    trail = cluster[2].json("audit", "list")
+    assert [entry["target"] for entry in trail if entry["operation"] == "cluster.promote"] == ["node1"]
+    assert "without node1 node3" in trail[-1]["detail"]
+    assert "Only 1 of 3 nodes" in refused(cluster, 2, "user", "create", "nobody", "--generate-password")
+    for number in (1, 3):
+        cluster[number].start_daemon()
+    connected(cluster)
+    assert [row["name"] for row in cluster[1].json("network", "list") if row["name"] == "solo"]
+    for number in (1, 3):
+        cluster[2].mcvirt("storage", "add-node", "left", "--node", f"node{number}", str(made[number - 1]))
+    assert [len(marks(place)) for place in made] == [1, 1, 1]
+
+
 def test_machine_on_a_shared_backend_moves_to_another_node(cluster: ClusterNodes) -> None:
     made = places(cluster, "vms")
     common = ["--type", "File", "--shared", "--path", str(made[0])]

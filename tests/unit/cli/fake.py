@@ -36,12 +36,16 @@ class Client:
         self.calls: list[tuple[str, tuple[Any, ...], dict[str, Any]]] = []
         self.follower = Follower(lambda: self.tasks)
         self.closed = False
+        self.passes_over: dict[str, Any] = {}
         self.away: set[str] = set()
 
     def __getattr__(self, area: str) -> Any:
         if area.startswith("_"):
             raise AttributeError(area)
         return Area(self, area)
+
+    def go_on(self, **wishes: Any) -> None:
+        self.passes_over = wishes
 
     def close(self) -> None:
         self.closed = True

@@ -24,7 +24,7 @@ from mcvirt.errors import (
 )
 from mcvirtd.state.order import Message
 from mcvirtd.state.records import ClusterRecord, NetworkRecord, NodeRecord, SettingsRecord
-from mcvirtd.state.replication import Replicator, noting_left_behind
+from mcvirtd.state.replication import Replicator, going_on_without, noting_left_behind
 from mcvirtd.state.store import Store
 
 
@@ -193,6 +193,49 @@ def test_a_leader_without_majority_refuses(three: Cluster) -> None:
     three.heal()
     three.put("n1", "lan")
     three.assert_same()
+
+
+def test_an_operators_word_makes_a_leader_go_on_alone(three: Cluster) -> None:
+    three.wires.down |= {"n2", "n3"}
+    with going_on_without(["n3"]), pytest.raises(NoMajority):
+        three.put("n1", "lan")  # one of the two that count
+    with going_on_without(["n2", "n3"]):
+        assert three.put("n1", "lan") == {"n2", "n3"}
+    with pytest.raises(NoMajority):
+        three.put("n1", "wan")  # the word is for one change
+    three.heal()
+    three.assert_same()
+    assert three.networks("n3") == {"lan"}
+
+
+def test_an_operators_word_replaces_a_leader_that_is_gone(two: Cluster) -> None:
+    replaced: list[str] = []
+    two.members["n2"].replaced = replaced.append
+    with going_on_without(["n1"]):
+        two.put("n2", "lan")
+        assert replaced == [], "the leader lives"
+        two.wires.down.add("n1")
+        assert two.put("n2", "wan") == {"n1"}
+    assert replaced == ["n1"]
+    two.heal()
+    two.assert_same()
+    assert two.networks("n1") == {"lan", "wan"}
+
+
+def test_an_operators_word_does_not_replace_a_leader_that_another_member_reaches(three: Cluster) -> None:
+    three.wires.cut.add(frozenset(("n1", "n2")))
+    with going_on_without(["n1"]), pytest.raises(LeaderAlive):
+        three.put("n2", "lan")
+
+
+def test_one_of_three_goes_on_by_an_operators_word(three: Cluster) -> None:
+    three.wires.down |= {"n1", "n3"}
+    with going_on_without(["n1", "n3"]):
+        assert three.put("n2", "lan") == {"n1", "n3"}
+        three.put("n2", "wan")
+    three.heal()
+    three.assert_same()
+    assert three.networks("n1") == {"lan", "wan"}
 
 
 def test_promotion_is_refused_while_the_leader_lives(three: Cluster) -> None:

@@ -13,7 +13,7 @@ for on all members. When everything is whole again and quiet, these must hold:
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 import msgspec
@@ -246,7 +246,7 @@ def test_members_far_behind_get_a_snapshot(size: int) -> None:
 class AcknowledgesFirst(Replica):
     """Seeded mistake: success before the members have stored it."""
 
-    def _push(self, entry: Entry) -> Procedure[list[str]]:
+    def _push(self, entry: Entry, without: Collection[str] = ()) -> Procedure[list[str]]:
         return []
         yield
 

@@ -4,6 +4,7 @@ import threading
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
 from mcvirt.errors import (
@@ -152,6 +153,36 @@ def test_roots_token_makes_root_on_the_node_itself(world: World, address: str) -
     caller = world.login.authenticate({"token": ROOT_TOKEN}, address)
     assert (caller.user, caller.root, caller.session, caller.token) == ("root", True, "", "")
     assert len(world.call(caller, "auth.whoami")["permissions"]) > 30
+
+
+def test_what_is_to_be_passed_over_is_said_at_the_door(world: World) -> None:
+    said = {"token": ROOT_TOKEN, "without": ["n2", "n3"], "ignore_drbd": True}
+    caller = world.login.authenticate(said, "127.0.0.1")
+    assert (caller.without, caller.ignore_drbd) == (("n2", "n3"), True)
+
+
+@pytest.mark.parametrize(
+    "wish", [{"without": "n2"}, {"without": [1]}, {"without": ["a b"]}, {"ignore_drbd": 1}, {"without": ["n"] * 65}]
+)
+def test_what_is_to_be_passed_over_is_checked_at_the_door(world: World, wish: dict[str, object]) -> None:
+    with pytest.raises(BadArgument):
+        world.login.authenticate({"token": ROOT_TOKEN, **wish}, "127.0.0.1")
+
+
+@pytest.mark.parametrize(
+    ("wish", "permission"),
+    [({"without": ("n2",)}, "CAN_IGNORE_CLUSTER"), ({"ignore_drbd": True}, "CAN_IGNORE_DRBD")],
+)
+def test_passing_over_needs_its_permission_and_is_in_the_audit_trail(
+    world: World, wish: dict[str, Any], permission: str
+) -> None:
+    plain = msgspec.structs.replace(world.caller(world.user("plain", "MANAGE_GROUPS")), **wish)
+    with pytest.raises(NotPermitted, match=permission):
+        world.call(plain, "group.create", name="g1")
+    assert world.call(plain, "group.list") == []  # what only reads passes nothing over
+    may = msgspec.structs.replace(world.caller(world.user("may", "MANAGE_GROUPS", permission)), **wish)
+    world.call(may, "group.create", name="g2")
+    assert ("without n2" if "without" in wish else "ignoring DRBD") in world.audit.entries(1, None, None)[0].detail
 
 
 @pytest.mark.parametrize("address", ["192.0.2.1", "::ffff:192.0.2.1", "fe80::1%lo", "", "localhost", "1270.0.0.1"])
