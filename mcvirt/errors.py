@@ -287,6 +287,14 @@ class DrbdUnavailable(Conflict):
     """DRBD can't be used on this node: {reason}"""
 
 
+class DrbdNotReady(Refused):
+    """DRBD can't be enabled: {reasons} Nothing was changed."""
+
+
+class DrbdNotEnabled(Conflict):
+    """DRBD is not enabled in this cluster. `mcvirt drbd enable` does that."""
+
+
 class DrbdDeviceOpen(Conflict):
     """A program on this node has the device of DRBD resource {name} open."""
 

@@ -7,6 +7,7 @@ def contracts() -> tuple[type, ...]:
     """Every contract that the daemon publishes to users."""
     from mcvirt.api.auth import AuditApi, AuthApi, GroupApi, UserApi
     from mcvirt.api.cluster import NodeApi
+    from mcvirt.api.drbd import DrbdApi
     from mcvirt.api.membership import ClusterApi
     from mcvirt.api.network import NetworkApi
     from mcvirt.api.storage import HardDriveApi, IsoApi, StorageApi
@@ -19,6 +20,7 @@ def contracts() -> tuple[type, ...]:
         StorageApi,
         IsoApi,
         NetworkApi,
+        DrbdApi,
         AuthApi,
         UserApi,
         GroupApi,

@@ -6,7 +6,7 @@ from typing import Any
 
 from mcvirt.permissions import Access
 from mcvirt.rpc.contract import remote
-from mcvirt.types.peer import Beat, BeatAnswer, LocationState
+from mcvirt.types.peer import Beat, BeatAnswer, DrbdOutlook, LocationState
 from mcvirt.types.task import TaskInfo
 
 
@@ -73,5 +73,31 @@ class PeerApi:
         """Have the backend's location here carry *mark*, or not; fine if it is so already.
 
         The calling node keeps the journal, and undoes it.
+        """
+        raise NotImplementedError
+
+    @remote(needs=Access.PEER, reads=True)
+    def drbd_outlook(self) -> DrbdOutlook:
+        """What keeps this node from replicating hard drives."""
+        raise NotImplementedError
+
+    @remote(needs=Access.PEER, reads=True)
+    def drbd_prepare(self) -> str:
+        """Write what all resources have in common; where a file that was there before is now, or "".
+
+        The calling node keeps the journal, and undoes it.
+        """
+        raise NotImplementedError
+
+    @remote(needs=Access.PEER, reads=True)
+    def drbd_unprepare(self) -> None:
+        """Undo `drbd_prepare`, unless DRBD is enabled; fine if it was never done."""
+        raise NotImplementedError
+
+    @remote(needs=Access.PEER, reads=True)
+    def drbd_outdate(self, disk: str) -> str:
+        """Mark this node's data of a hard drive as old, since the calling node goes on without it.
+
+        The result is "outdated", "primary" (nothing was done: it is in use here) or "failed".
         """
         raise NotImplementedError

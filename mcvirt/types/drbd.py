@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from datetime import datetime
+
 import msgspec
 
 CHECKING = ("VerifyS", "VerifyT")
@@ -52,3 +54,47 @@ class ResourceState(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tru
     def both_good(self) -> bool:
         """Whether both sides have all data, as far as DRBD knows; blocks a verification found may still differ."""
         return self.connected and self.disk == "UpToDate" and self.peer_disk == "UpToDate"
+
+
+class DrbdLeg(msgspec.Struct, frozen=True, kw_only=True):
+    """One node's side of a replicated hard drive. *state* is None where the kernel there has no such resource.
+
+    *known* is false while nothing was heard of that node; *age*: it is silent, and this is so many seconds old.
+    """
+
+    node: str
+    known: bool = True
+    age: int | None = None
+    state: ResourceState | None = None
+
+
+class DrbdInfo(msgspec.Struct, frozen=True, kw_only=True):
+    """A replicated hard drive. *failed*: its last verification found differences, and its machine can't be started."""
+
+    disk: str
+    vm: str | None
+    slot: int | None
+    resource: str
+    minor: int
+    port: int
+    legs: tuple[DrbdLeg, ...]
+    failed: bool = False
+    out_of_sync: int = 0
+    verified: datetime | None = None
+    verification: str = ""
+
+    @property
+    def split_brain(self) -> bool:
+        """Whether either side refuses the other's data."""
+        return any(leg.state is not None and leg.state.split_brain for leg in self.legs)
+
+
+class DrbdEnabled(msgspec.Struct, frozen=True, kw_only=True):
+    """What enabling DRBD has done. *kept_aside* maps node to where the file that was there before is now.
+
+    *warnings* maps node to what works there, and could be better.
+    """
+
+    nodes: tuple[str, ...]
+    kept_aside: dict[str, str] = {}
+    warnings: dict[str, tuple[str, ...]] = {}

@@ -7,13 +7,14 @@ from typing import Any
 import msgspec
 
 from mcvirt.types.cluster import NodeInfo
+from mcvirt.types.drbd import ResourceState
 
 
 class LiveNews(msgspec.Struct, frozen=True, kw_only=True):
     """What has changed on a node since version *since* of its facts, which makes it version *version*.
 
     *life* is another text after each start of its mcvirtd. *domains* maps UUID to power state; None: no such domain.
-    *libvirt* is false while the node's libvirt does not answer.
+    *libvirt* is false while the node's libvirt does not answer. *resources* are those of DRBD; None: no such resource.
     """
 
     life: str
@@ -22,6 +23,7 @@ class LiveNews(msgspec.Struct, frozen=True, kw_only=True):
     domains: dict[str, str | None] = {}
     info: NodeInfo | None = None
     libvirt: bool = True
+    resources: dict[str, ResourceState | None] = {}
 
 
 class LiveVersion(msgspec.Struct, frozen=True, kw_only=True):
@@ -50,3 +52,10 @@ class BeatAnswer(msgspec.Struct, frozen=True, kw_only=True):
 
     replica: dict[str, Any] = {}
     have: LiveVersion = LiveVersion()
+
+
+class DrbdOutlook(msgspec.Struct, frozen=True, kw_only=True):
+    """What keeps a node from replicating, and what works there and could be better: a sentence each."""
+
+    faults: tuple[str, ...] = ()
+    warnings: tuple[str, ...] = ()

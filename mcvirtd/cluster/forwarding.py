@@ -11,7 +11,7 @@ from mcvirt.api.peer import PeerApi
 from mcvirt.errors import BadArgument, McvirtError
 from mcvirt.rpc.codec import Reply
 from mcvirt.rpc.contract import Operation
-from mcvirt.types.peer import Beat, BeatAnswer, LiveVersion, LocationState
+from mcvirt.types.peer import Beat, BeatAnswer, DrbdOutlook, LiveVersion, LocationState
 from mcvirt.types.task import TaskInfo
 from mcvirtd.auth.caller import Caller, current_caller
 from mcvirtd.cluster.live import Live
@@ -40,6 +40,15 @@ class Replication(Protocol):
 
     def handle(self, sender: str, message: dict[str, Any]) -> dict[str, Any]:
         """Answer a message of another member."""
+
+
+class Drbd(Protocol):
+    """What other nodes ask about DRBD on this one."""
+
+    def outlook(self) -> DrbdOutlook: ...
+    def prepare(self) -> str: ...
+    def unprepare(self) -> None: ...
+    def outdate(self, disk: str, sender: str) -> str: ...
 
 
 class NoReplication:
@@ -95,8 +104,10 @@ class PeerService(PeerApi):
         bridge_faults: Callable[[str], list[str]],
         backends: BackendsOnNode,
         reaches: Callable[[str], str],
+        drbd: Drbd,
     ) -> None:
         self._reaches = reaches
+        self._drbd = drbd
         self._bridge_faults = bridge_faults
         self._backends = backends
         self._live = live
@@ -169,6 +180,22 @@ class PeerService(PeerApi):
         """Have the backend's location here carry *mark*, or not."""
         volumes = self._backends.volumes(_record(backend))
         (volumes.mark if present else volumes.unmark)(mark)
+
+    def drbd_outlook(self) -> DrbdOutlook:
+        """What keeps this node from replicating hard drives."""
+        return self._drbd.outlook()
+
+    def drbd_prepare(self) -> str:
+        """Write what all resources have in common; where a file that was there before is now, or ""."""
+        return self._drbd.prepare()
+
+    def drbd_unprepare(self) -> None:
+        """Undo `drbd_prepare`, unless DRBD is enabled."""
+        self._drbd.unprepare()
+
+    def drbd_outdate(self, disk: str) -> str:
+        """Mark this node's data of a hard drive as old, since the calling node goes on without it."""
+        return self._drbd.outdate(disk, current_caller().peer)
 
 
 def _record(plain: dict[str, Any]) -> BackendRecord:

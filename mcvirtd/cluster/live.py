@@ -1,4 +1,4 @@
-"""What changes by itself: the states of domains and the use of nodes. Every node keeps all of it in memory.
+"""What changes by itself: the states of domains, DRBD's resources and the use of nodes. Every node keeps all of it in memory.
 
 Each node tells the others with its heartbeats, at once when a domain changes, and only what they do not have yet.
 Questions are answered from here: they wait for nobody.
@@ -16,6 +16,7 @@ from typing import Protocol
 import msgspec
 
 from mcvirt.types.cluster import NodeInfo
+from mcvirt.types.drbd import ResourceState
 from mcvirt.types.peer import LiveNews, LiveVersion
 from mcvirt.types.vm import PowerState
 from mcvirtd.hypervisor.states import DomainState, Subscriber
@@ -42,6 +43,7 @@ class Known(msgspec.Struct, frozen=True, kw_only=True):
     """What is known of another node; *age* is how many seconds old it is, None if it is as good as now."""
 
     states: Mapping[str, PowerState] = {}
+    resources: Mapping[str, ResourceState] = {}
     info: NodeInfo | None = None
     libvirt: bool = False
     age: int | None = None
@@ -54,6 +56,7 @@ class _Facts:
     def __init__(self, life: str) -> None:
         self.version = LiveVersion(life=life)
         self.states: dict[str, PowerState] = {}
+        self.resources: dict[str, ResourceState] = {}
         self.info: NodeInfo | None = None
         self.libvirt = True
         self.at = time.monotonic()
@@ -84,6 +87,7 @@ class Live:
         self._lock = threading.Lock()
         self._version = 0
         self._domains: dict[str, tuple[str | None, int]] = {}
+        self._resources: dict[str, tuple[ResourceState | None, int]] = {}
         self._seen: Mapping[str, DomainState] | None = None
         self._info: NodeInfo | None = None
         self._acknowledged: dict[str, LiveVersion] = {}
@@ -141,20 +145,35 @@ class Live:
         self._domains[uuid] = (power, self._version)
         return True
 
+    def note_resources(self, states: Mapping[str, ResourceState], *, at_once: bool = True) -> None:
+        """*states* are all of DRBD's resources here; others hear *at_once*, or with the next heartbeat."""
+        news = False
+        with self._lock:
+            for name in (*states, *(name for name in self._resources if name not in states)):
+                state, before = states.get(name), self._resources.get(name)
+                if before is None or before[0] != state:
+                    self._version += 1
+                    self._resources[name] = (state, self._version)
+                    news = True
+        if news and at_once:
+            self._changed()
+
     def news_for(self, node: str) -> LiveNews:
         """What *node* does not have yet of this node's facts."""
         with self._lock:
             has = self._acknowledged.get(node, LiveVersion())
             since = has.version if has.life == self._life else 0
             version = self._version
-            domains = {}
+            domains, resources = {}, {}
             if since != version:
                 domains = {uuid: power for uuid, (power, changed) in self._domains.items() if changed > since}
+                resources = {name: state for name, (state, changed) in self._resources.items() if changed > since}
         return LiveNews(
             life=self._life,
             since=since,
             version=version,
             domains=domains,
+            resources=resources,
             info=self._info,
             libvirt=self._hypervisor.connected,
         )
@@ -186,6 +205,9 @@ class Live:
                         else:
                             states[uuid] = PowerState(power)
                     facts.states = states  # readers hold no lock
+                if news.resources:
+                    both = {**facts.resources, **news.resources}
+                    facts.resources = {name: state for name, state in both.items() if state is not None}
                 facts.version = LiveVersion(life=news.life, version=news.version)
                 facts.info, facts.libvirt, facts.at = news.info or facts.info, news.libvirt, time.monotonic()
             return facts.version
@@ -198,11 +220,17 @@ class Live:
             return Known(silent=silent)
         return Known(
             states=facts.states,
+            resources=facts.resources,
             info=facts.info,
             libvirt=facts.libvirt,
             age=int(time.monotonic() - facts.at) if silent else None,
             silent=silent,
         )
+
+    def drbd(self, node: str) -> Mapping[str, ResourceState]:
+        """DRBD's resources on *node*, which is not this one, as it said last."""
+        facts = self._others.get(node)
+        return {} if facts is None else facts.resources
 
     def forget(self, node: str) -> None:
         """*node* is no member any more."""

@@ -17,6 +17,8 @@ from mcvirt.units import MIB
 DIRECTORY = "/etc/drbd.d"
 GLOBAL_COMMON = "/etc/drbd.d/global_common.conf"
 HANDLER = "/usr/local/lib/mcvirt/current/bin/mcvirt-drbd-handler"
+SPOOL = "/var/lib/mcvirt/drbd"
+SOCKET = "/run/mcvirt/drbd.sock"
 MARK = "# Written by mcvirt, which writes it again: changes made here are lost."
 
 FIRST_MINOR, LAST_MINOR = 1, 2**20 - 1
@@ -33,7 +35,7 @@ _NAME = re.compile(r"mcvirt-[A-Za-z0-9-]{1,90}", re.ASCII)
 _DEVICE = re.compile(r"/dev/[A-Za-z0-9_+.-]+(/[A-Za-z0-9_+.-]+)*", re.ASCII)
 _SECRET = re.compile(r"[A-Za-z0-9]{16,64}", re.ASCII)
 _ALGORITHM = re.compile(r"[a-z0-9][a-z0-9_()-]{0,62}", re.ASCII)
-_PROGRAM = re.compile(r"/[A-Za-z0-9_+./-]+", re.ASCII)
+_PATH = re.compile(r"/[A-Za-z0-9_+./-]+", re.ASCII)
 
 
 class Leg(msgspec.Struct, frozen=True, kw_only=True):
@@ -67,6 +69,8 @@ class Common(msgspec.Struct, frozen=True, kw_only=True):
     least_rate: int = 4 * MIB
     ping_timeout: float = 4.0
     handler: str = HANDLER
+    spool: str = SPOOL
+    socket: str = SOCKET
 
 
 def resource_name(disk: str) -> str:
@@ -120,7 +124,7 @@ def _leg(resource: Resource, leg: Leg, host: str) -> list[str]:
 def global_common_text(common: Common) -> str:
     """The file with what all resources have in common."""
     algorithm = _fitting(_ALGORITHM, common.algorithm, "algorithm")
-    handler = _fitting(_PROGRAM, common.handler, "program")
+    handler, spool, socket = (_fitting(_PATH, path, "path") for path in (common.handler, common.spool, common.socket))
     most, least = (max(1, rate // 1024) for rate in (common.most_rate, common.least_rate))
     return f"""{MARK}
 global {{
@@ -129,7 +133,7 @@ global {{
 }}
 common {{
     handlers {{
-{"".join(f'        {event} "{handler} {event}";{chr(10)}' for event in HANDLERS)}    }}
+{"".join(f'        {event} "{handler} {event} {spool} {socket}";{chr(10)}' for event in HANDLERS)}    }}
     disk {{
         on-io-error detach;
         fencing resource-only;

@@ -13,9 +13,11 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from types import MappingProxyType
 
+import msgspec
+
 from mcvirt.errors import DeadlinePassed, McvirtError, TaskCancelled
 from mcvirt.types.drbd import ResourceState
-from mcvirtd.drbd.status import GAP, Event, Picture, parse
+from mcvirtd.drbd.status import GAP, Event, Picture, Progress, parse
 
 log = logging.getLogger(__name__)
 
@@ -153,6 +155,22 @@ class Reader:
                     self._subscribers.remove(subscriber)
 
         return unsubscribe
+
+    def measure(self, progress: Mapping[int, Progress]) -> None:
+        """Have the states of what goes on say how far it is, and wake who waits for that."""
+        with self._changed:
+            states = dict(self._states)
+            for name, state in states.items():
+                measured = progress.get(state.minor or 0)
+                if measured is not None and (state.checking or state.copying):
+                    states[name] = msgspec.structs.replace(
+                        state,
+                        out_of_sync=measured.out_of_sync,
+                        done=measured.done,
+                        seconds_left=measured.seconds_left,
+                    )
+            self._states = MappingProxyType(states)
+            self._changed.notify_all()
 
     # --- reading ------------------------------------------------------------------------------------------------------
 

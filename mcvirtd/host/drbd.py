@@ -23,8 +23,10 @@ WITHIN = 60.0
 
 LEAST_KERNEL = (8, 4, 0)
 LEAST_UTILS = (9, 15, 0)
+ASIDE = ".before-mcvirt"
 _OPEN = re.compile(r"held open|\(-12\)")
 _STATUS = Path("/proc/drbd")
+_DIRECTORY = Path(config.DIRECTORY)
 
 
 class Versions(msgspec.Struct, frozen=True, kw_only=True):
@@ -46,23 +48,23 @@ def host_name() -> str:
     return os.uname().nodename
 
 
-def resource_path(name: str, directory: Path = Path(config.DIRECTORY)) -> Path:
+def resource_path(name: str, directory: Path = _DIRECTORY) -> Path:
     """Where the file of a resource is."""
     return directory / f"{config.checked_name(name)}.res"
 
 
-def write_resource(resource: Resource, directory: Path = Path(config.DIRECTORY)) -> None:
+def write_resource(resource: Resource, directory: Path = _DIRECTORY) -> None:
     """Write the file of a resource, which only root can read."""
     text = config.resource_text(resource, host_name())
     files.write_atomically(resource_path(resource.name, directory), text.encode(), mode=0o600)
 
 
-def remove_resource(name: str, directory: Path = Path(config.DIRECTORY)) -> None:
+def remove_resource(name: str, directory: Path = _DIRECTORY) -> None:
     """Remove the file of a resource; one that is not there is fine."""
     files.delete(resource_path(name, directory))
 
 
-def resource_files(directory: Path = Path(config.DIRECTORY)) -> tuple[str, ...]:
+def resource_files(directory: Path = _DIRECTORY) -> tuple[str, ...]:
     """The names of the resources of ours that have a file here."""
     return tuple(sorted(path.stem for path in directory.glob("mcvirt-*.res")))
 
@@ -76,11 +78,25 @@ def write_common(common: Common, path: Path = Path(config.GLOBAL_COMMON)) -> Pat
     if before == text:
         return None
     if before and not before.startswith(config.MARK):
-        aside = path.with_name(path.name + ".before-mcvirt")
-        if not aside.exists():
-            files.write_atomically(aside, before.encode(errors="replace"), mode=0o644)
+        aside = path.with_name(path.name + ASIDE)
+        files.write_atomically(aside, before.encode(errors="replace"), mode=0o644)
     files.write_atomically(path, text.encode(), mode=0o644)
     return aside
+
+
+def restore_common(path: Path = Path(config.GLOBAL_COMMON)) -> None:
+    """Put back what was there before `write_common`; a file that is not ours is left alone."""
+    aside = path.with_name(path.name + ASIDE)
+    with files.told("read", path):
+        ours = path.exists() and path.read_text(errors="replace").startswith(config.MARK)
+    if not ours:
+        return
+    if aside.exists():
+        with files.told("put back", path):
+            aside.replace(path)
+            files.sync_directory(path.parent)
+    else:
+        files.delete(path)
 
 
 # --- a resource ---------------------------------------------------------------------------------------------------
@@ -215,21 +231,18 @@ def _version(code: int) -> tuple[int, int, int]:
     return code >> 16 & 255, code >> 8 & 255, code & 255
 
 
-def load_module() -> None:
-    """Have the kernel's module there."""
-    _do(["modprobe", "drbd"])
-
-
 def faults(address: str | None = None) -> list[str]:
     """What keeps this node from replicating, a sentence each; *address* is the cluster address, to be one of ours."""
     found: list[str] = []
     if not installed("drbdadm"):
-        found.append("drbd-utils is not installed: `apt install drbd-utils`.")
+        found.append("drbd-utils is not installed: `apt install drbd-utils`, and `systemctl restart mcvirtd` after it.")
+    else:
+        found += [f"{fault} `systemctl restart mcvirtd` may help." for fault in files.directory_faults(_DIRECTORY)]
     if not module_there():
-        try:
-            load_module()
-        except CommandFailed as error:
-            found.append(f"the kernel module drbd can't be loaded: {error}")
+        found.append(
+            "the kernel module drbd is not loaded: `modprobe drbd` does that, and a line `drbd` in "
+            "/etc/modules-load.d/drbd.conf at each start."
+        )
     if not found:
         found += _version_faults()
     if address is not None and not _is_ours(address):

@@ -87,10 +87,11 @@ def test_metadata_has_room_for_the_bitmap(size: int, sectors: int) -> None:
 
 def test_what_is_common_discards_nothing_and_reboots_nobody() -> None:
     text = config.global_common_text(Common(algorithm="sha1", most_rate=10 * MIB))
+    handler = f"{config.HANDLER} split-brain {config.SPOOL} {config.SOCKET}"
     for line in (
         *("usage-count no;", "protocol C;", "allow-two-primaries no;", "ping-timeout 40;", "fencing resource-only;"),
         *("after-sb-0pri disconnect;", "after-sb-1pri disconnect;", "after-sb-2pri disconnect;"),
-        *("verify-alg sha1;", "c-max-rate 10240k;", f'split-brain "{config.HANDLER} split-brain";'),
+        *("verify-alg sha1;", "c-max-rate 10240k;", f'split-brain "{handler}";'),
     ):
         assert line in text
     assert "reboot" not in text

@@ -1,0 +1,298 @@
+"""DRBD on this node: what is read, what handlers say, and the resources that are to be up.
+
+Nothing of it is begun before DRBD is enabled for the cluster; from then on this node follows the cluster's record of
+it by itself, also when it joins later. What runs is adopted and never demoted; what is down is brought up at the start.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import threading
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Literal, Protocol
+
+from mcvirt.errors import CommandFailed, DeadlinePassed, McvirtError
+from mcvirt.types.drbd import ResourceState
+from mcvirt.types.peer import DrbdOutlook
+from mcvirtd.drbd import handler
+from mcvirtd.drbd.config import Common, Resource
+from mcvirtd.drbd.doorbell import Doorbell
+from mcvirtd.drbd.reader import Reader, Source
+from mcvirtd.drbd.resources import DATA, METADATA, common_of, replicas_on, resource_of
+from mcvirtd.drbd.spool import HandlerEvent, Spool
+from mcvirtd.drbd.status import Event, Progress
+from mcvirtd.host import drbd as host_drbd
+from mcvirtd.host import lvm, lvm_filter
+from mcvirtd.state.records import BackendRecord, DiskRecord, DrbdRecord, NodeRecord
+from mcvirtd.state.store import Change, Store
+
+log = logging.getLogger(__name__)
+
+Fenced = Literal["outdated", "primary", "failed"]
+UP_AT_ONCE = 4
+KNOWN_WITHIN = 60.0
+CUT_WITHIN = 12.0
+FENCE_WITHIN = 15.0
+
+
+class Verbs(Protocol):
+    """What is asked of the kernel; `mcvirtd.host.drbd` does it."""
+
+    def events(self, heard: Callable[[str], None], stop: threading.Event) -> int: ...
+    def progress(self) -> Mapping[int, Progress]: ...
+    def write_common(self, common: Common) -> Path | None: ...
+    def write_resource(self, resource: Resource) -> None: ...
+    def restore_common(self) -> None: ...
+    def faults(self, address: str | None) -> list[str]: ...
+    def warnings(self) -> list[str]: ...
+    def up(self, name: str) -> None: ...
+    def outdate(self, name: str) -> None: ...
+
+
+class Other(Protocol):
+    """Asks another node to have its leg marked as old; raises NodeUnreachable."""
+
+    def __call__(self, node: str, disk: str, within: float) -> Fenced: ...
+
+
+class DrbdHere:
+    """*reader* and *spool* are for everyone. *told* hears all states whenever one has changed, and whether at once."""
+
+    def __init__(
+        self,
+        *,
+        store: Store,
+        node: str,
+        state_directory: Path,
+        run_directory: Path,
+        prefix: Path,
+        other: Other,
+        told: Callable[[Mapping[str, ResourceState], bool], None] = lambda states, at_once: None,  # noqa: ARG005
+        verbs: Verbs | None = None,
+    ) -> None:
+        self._store = store
+        self._node = node
+        self._other = other
+        self._told = told
+        self.verbs: Verbs = verbs if verbs is not None else _KERNEL
+        self.spool = Spool(state_directory / "drbd")
+        socket = run_directory / "drbd.sock"
+        self.common = common_of(prefix, self.spool.directory, socket)
+        source: Source = self.verbs.events
+        self.reader = Reader(source, split=self.spool.splits)
+        self._doorbell = Doorbell(socket, self._answer)
+        self._lock = threading.Lock()
+        self._begun = False
+        self._stopping = threading.Event()
+        self._faults: dict[str, str] = {}
+        self._due: set[str] | None = None
+        self.spool.hear(self._on_handler)
+        self.reader.subscribe(self._on_event)
+        store.subscribe(self._on_change)
+
+    # --- life ---------------------------------------------------------------------------------------------------------
+
+    def start(self) -> None:
+        """Do what the cluster's record says."""
+        self._follow()
+
+    def stop(self) -> None:
+        """Look and listen no more; the resources stay as they are."""
+        self._stopping.set()
+        self._doorbell.stop()
+        self.reader.stop()
+
+    @property
+    def enabled(self) -> bool:
+        """Whether DRBD is enabled for the cluster."""
+        record = self._store.get(DrbdRecord, "drbd")
+        return record is not None and record.enabled
+
+    def _on_change(self, change: Change) -> None:
+        if any(kind == DrbdRecord.kind for kind, _ in change.puts):
+            # What follows writes files and starts programs, and the change is not to wait for that.
+            threading.Thread(target=self._follow, name="drbd-follow", daemon=True).start()
+
+    def _follow(self) -> None:
+        with self._lock:
+            if not self.enabled or self._stopping.is_set():
+                return
+            try:
+                self.verbs.write_common(self.common)
+            except McvirtError as error:
+                log.error("DRBD's configuration can't be written: %s", error)
+            if self._begun:
+                return
+            self._begun = True
+            self.spool.prepare()
+            self.spool.read()
+            try:
+                self._doorbell.start()
+            except OSError as error:
+                log.error("DRBD's handlers can't tell this daemon anything: %s", error.strerror)
+            self.reader.start()
+        threading.Thread(target=self.settle, name="drbd-settle", daemon=True).start()
+
+    # --- enabling -----------------------------------------------------------------------------------------------------
+
+    def outlook(self) -> DrbdOutlook:
+        """What keeps this node from replicating, and what works and could be better."""
+        record = self._store.get(NodeRecord, self._node)
+        address = record.address if record is not None else None
+        faults = list(self.verbs.faults(address))
+        if not address:
+            faults.append("it has no cluster address: `mcvirt node --set-ip-address ADDRESS` there sets one.")
+        if not os.access(self.common.handler, os.X_OK):
+            faults.append(f"the program {self.common.handler} is missing: install mcvirt again.")
+        return DrbdOutlook(faults=tuple(faults), warnings=tuple(self.verbs.warnings()))
+
+    def prepare(self) -> str:
+        """Write what all resources have in common; where a file that was there before is now, or ""."""
+        with self._lock:
+            return str(self.verbs.write_common(self.common) or "")
+
+    def unprepare(self) -> None:
+        """Undo that, unless DRBD is enabled."""
+        with self._lock:
+            if not self.enabled:
+                self.verbs.restore_common()
+
+    # --- resources that are to be up ----------------------------------------------------------------------------------
+
+    @property
+    def faults(self) -> Mapping[str, str]:
+        """The resources that could not be brought up, and why."""
+        return dict(self._faults)
+
+    def settle(self) -> None:
+        """Bring up what was down when mcvirtd was started, and deal with events that nobody heard; for a timer, too."""
+        if not self._begun or self._stopping.is_set():
+            return
+        self.spool.read()
+        if not self.reader.wait_alive(KNOWN_WITHIN if self._due is None else 0.0):
+            return
+        wanted = replicas_on(self._store, self._node)
+        due = set(wanted) if self._due is None else self._due & set(wanted)
+        down = sorted(name for name in due if self.reader.state(name) is None)
+        with ThreadPoolExecutor(UP_AT_ONCE, thread_name_prefix="drbd-up") as pool:
+            list(pool.map(lambda name: self._bring_up(name, wanted[name]), down))
+        self._due = {name for name in down if name in self._faults}
+        self._faults = {name: why for name, why in self._faults.items() if name in self._due}
+
+    def _bring_up(self, name: str, disk: DiskRecord) -> None:
+        try:
+            self.verbs.write_resource(resource_of(self._store, disk, self._node))
+            self._activate(disk)
+            self.verbs.up(name)
+            self._faults.pop(name, None)
+            log.info("DRBD resource %s is up", name)
+        except McvirtError as error:
+            if self._faults.get(name) != str(error):
+                log.error("DRBD resource %s can't be brought up: %s", name, error)
+            self._faults[name] = str(error)
+
+    def _activate(self, disk: DiskRecord) -> None:
+        backend = self._store.get(BackendRecord, disk.backend)
+        group = backend.location_on(self._node) if backend is not None else None
+        for volume in (disk.volume + DATA, disk.volume + METADATA):
+            if group is not None and not Path(f"/dev/{group}/{volume}").exists():
+                lvm.activate(group, volume)
+
+    # --- what the kernel says -----------------------------------------------------------------------------------------
+
+    def _on_event(self, event: Event, state: ResourceState | None) -> None:
+        self._told(self.reader.all(), True)
+        if event.resource in self._split_here() and (state is None or not state.split_brain):
+            self.spool.joined(event.resource)
+
+    def _split_here(self) -> frozenset[str]:
+        return frozenset(self.spool.splits())
+
+    def measure(self) -> None:
+        """Have the states say how far what goes on is; no event tells that. Costs nothing while nothing goes on."""
+        if any(state.checking or state.copying for state in self.reader.all().values()):
+            self.reader.measure(self.verbs.progress())
+            self._told(self.reader.all(), False)
+
+    def _on_handler(self, event: HandlerEvent) -> None:
+        if event.event != "split-brain":
+            log.info("DRBD: %s of %s", event.event, event.resource)
+            return
+        state = self.reader.state(event.resource)
+        if state is not None and state.connected:
+            return  # it was resolved before this was read
+        log.error(
+            "DRBD: the two sides of %s have split. Nothing was discarded; `mcvirt drbd split-brain show` tells more",
+            event.resource,
+        )
+        self.spool.split(event.resource)
+
+    # --- fencing ------------------------------------------------------------------------------------------------------
+
+    def _answer(self, event: HandlerEvent) -> int:
+        if event.event != "fence-peer":
+            self.spool.read()
+            return 0
+        return self._fence(event.resource)
+
+    def _fence(self, resource: str) -> int:
+        disk = replicas_on(self._store, self._node).get(resource)
+        if disk is None:
+            log.error("DRBD asks to fence the other side of %s, of which there is no record", resource)
+            return handler.FAILED
+        other = next(iter(name for name in disk.nodes if name != self._node), "")
+        try:
+            fenced = self._other(other, disk.id, FENCE_WITHIN)
+        except McvirtError as error:
+            log.warning("DRBD: node %s can't be told that its data of %s is old: %s", other, resource, error)
+            return handler.UNREACHABLE
+        log.info("DRBD: the data of %s on node %s: %s", resource, other, fenced)
+        return {"outdated": handler.OUTDATED, "primary": handler.PRIMARY}.get(fenced, handler.FAILED)
+
+    def outdate(self, disk_id: str, sender: str) -> Fenced:
+        """Mark this node's data of a hard drive as old, because *sender* goes on without it."""
+        found = [(name, disk) for name, disk in replicas_on(self._store, self._node).items() if disk.id == disk_id]
+        if not found or sender not in found[0][1].nodes:
+            return "failed"
+        name = found[0][0]
+        try:
+            state = self.reader.state(name)
+            if state is not None:
+                # The one who asks may have noticed first; the kernel refuses while it thinks that it is connected.
+                state = self.reader.wait(name, lambda now: now is None or not now.connected, CUT_WITHIN)
+            if state is not None and state.role == "Primary":
+                return "primary"
+            self.verbs.outdate(name)
+        except (CommandFailed, DeadlinePassed) as error:
+            log.warning("DRBD resource %s can't be outdated: %s", name, error)
+            return "failed"
+        return "outdated"
+
+
+class _Kernel:
+    """The verbs of `mcvirtd.host.drbd`."""
+
+    @staticmethod
+    def events(heard: Callable[[str], None], stop: threading.Event) -> int:
+        return host_drbd.events(heard, stop)
+
+    progress = staticmethod(host_drbd.progress)
+    write_common = staticmethod(host_drbd.write_common)
+    write_resource = staticmethod(host_drbd.write_resource)
+    up = staticmethod(host_drbd.up)
+    outdate = staticmethod(host_drbd.outdate)
+    restore_common = staticmethod(host_drbd.restore_common)
+    faults = staticmethod(host_drbd.faults)
+
+    @staticmethod
+    def warnings() -> list[str]:
+        try:
+            return lvm_filter.faults()
+        except CommandFailed as error:
+            return [str(error)]
+
+
+_KERNEL = _Kernel()
