@@ -123,6 +123,7 @@ install: ## install under PREFIX (/usr/local); with WHEELS=DIR without network; 
 	}
 	command_script mcvirt mcvirt_client.cli.main
 	command_script mcvirtd mcvirtd.main
+	command_script mcvirt-drbd-handler mcvirtd.drbd.handler
 	"$$new/bin/python" -I -m compileall -q $${root:+-s "$$root" -p /} "$$new/lib"
 	install -d "$(DESTDIR)$(PREFIX)/bin" "$(DESTDIR)$(PREFIX)/sbin" "$(DESTDIR)$(UNITDIR)" \
 	    "$$share/bash-completion/completions" "$$share/man/man1" "$$share/man/man5" "$$share/man/man8" "$$share/doc/mcvirt"

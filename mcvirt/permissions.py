@@ -89,9 +89,7 @@ DESCRIPTIONS: dict[Permission, str] = {
     Permission.TEST_USER_PERMISSION: "Nothing; for tests of users' rights",
 }
 
-GROUP_USER = frozenset(
-    {Permission.CHANGE_VM_POWER_STATE, Permission.VIEW_VNC_CONSOLE, Permission.TEST_USER_PERMISSION}
-)
+GROUP_USER = frozenset({Permission.CHANGE_VM_POWER_STATE, Permission.VIEW_VNC_CONSOLE, Permission.TEST_USER_PERMISSION})
 GROUP_OWNER = frozenset(
     {
         Permission.CHANGE_VM_POWER_STATE,

@@ -44,6 +44,7 @@ _CONTRACTS = {
     "storage": ("storage", "StorageApi"),
     "isos": ("storage", "IsoApi"),
     "networks": ("network", "NetworkApi"),
+    "drbd": ("drbd", "DrbdApi"),
     "users": ("auth", "UserApi"),
     "groups": ("auth", "GroupApi"),
     "auth": ("auth", "AuthApi"),

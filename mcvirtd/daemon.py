@@ -43,6 +43,7 @@ from mcvirtd.cluster.presence import Presence
 from mcvirtd.cluster.reach import Reach, asking
 from mcvirtd.cluster.routing import Router
 from mcvirtd.cluster.standing import Standing
+from mcvirtd.drbd.whole import Drbd
 from mcvirtd.host import files, network, systemd
 from mcvirtd.hypervisor.accelerator import Setting
 from mcvirtd.hypervisor.verbs import HypervisorVerbs
@@ -110,6 +111,7 @@ class Daemon:
             self._admission.serving(server.port)
             self._presence.start(server)
             self._replicator.start()
+            self._drbd.here.start()
             self._maintenance.start()
             self._autostart.start()
             systemd.ready(f"Serving on port {server.port}")
@@ -121,6 +123,7 @@ class Daemon:
             self._maintenance.stop()
             self._tasks.close()  # they may need the other nodes to undo what they began
             self._replicator.stop()
+            self._drbd.here.stop()
             self._presence.stop()
             self._uploads.close()
             self._machines.consoles.close_idle(every=True)
@@ -203,6 +206,14 @@ class Daemon:
         self._isos = IsoLibrary(settings.paths.state)
         self._isos.prepare()
         self._uploads = Uploads(self._isos, clock=time.monotonic)
+        self._drbd = Drbd(
+            node=node,
+            store=store,
+            journal=journal,
+            presence=presence,
+            state_directory=settings.paths.state,
+            run_directory=settings.paths.run,
+        )
         self._machines = Machines(
             node=node,
             store=store,
@@ -214,6 +225,7 @@ class Daemon:
             isos=self._isos,
             console_directory=str(settings.paths.state / "console"),
             live=presence.live.of,
+            replica=self._drbd.legs.info,
             bridge_problem=lambda interface: " ".join(self._bridge_faults(interface)),
             nodes=self._reach,
         )
@@ -259,6 +271,7 @@ class Daemon:
                 Chore("prune", _HOUR, self._prune, first=60.0),
                 Chore("certificate", _HOUR, presence.renew_certificate, first=_HOUR),
                 Chore("listen", 5.0, presence.listen, first=5.0),
+                Chore("drbd", 30.0, self._drbd.here.settle, first=30.0),
             ]
         )
 
@@ -314,6 +327,7 @@ class Daemon:
                 fetcher=Fetcher(),
             ),
             NetworkService(store=store, bridge_faults=self._bridge_faults, elsewhere=bridges),
+            self._drbd.service,
             AuthService(
                 store=store, sessions=self._sessions, login=login, rights=self._rights, node=self._node, clock=time.time
             ),
@@ -349,6 +363,7 @@ class Daemon:
             bridge_faults=self._bridge_faults,
             backends=self._backends(self._node),
             reaches=self._reach.how,
+            drbd=self._drbd.here,
         )
         server.register(publish(PeerApi, peer_service, self._guard), PeerApi.object_id)
         server.register(publish(JoinApi, self._admission.newcomer, self._guard), JoinApi.object_id)

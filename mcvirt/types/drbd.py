@@ -88,6 +88,26 @@ class DrbdInfo(msgspec.Struct, frozen=True, kw_only=True):
         """Whether either side refuses the other's data."""
         return any(leg.state is not None and leg.state.split_brain for leg in self.legs)
 
+    def warnings(self) -> list[str]:
+        """What is wrong with it, a sentence each."""
+        name = f"Hard drive {self.slot or self.disk}"
+        found = []
+        if self.failed:
+            found.append(f"{name} has not passed its last verification: its two sides differ.")
+        if self.split_brain:
+            found.append(
+                f"{name}: its two sides have split, and each has data that the other has not. Nothing was discarded; "
+                "`mcvirt drbd split-brain show` tells more."
+            )
+        for leg in self.legs:
+            if leg.state is None and leg.known and leg.age is None:
+                found.append(f"{name}: node '{leg.node}' does not have its DRBD resource {self.resource} up.")
+            elif leg.state is not None and leg.state.disk not in ("UpToDate", "Attaching", "Negotiating"):
+                found.append(f"{name}: its data on node '{leg.node}' is {leg.state.disk}.")
+        if not self.split_brain and not any(leg.state is not None and leg.state.connected for leg in self.legs):
+            found.append(f"{name}: its two sides are not connected.")
+        return found
+
 
 class DrbdEnabled(msgspec.Struct, frozen=True, kw_only=True):
     """What enabling DRBD has done. *kept_aside* maps node to where the file that was there before is now.

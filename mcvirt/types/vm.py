@@ -6,6 +6,8 @@ from enum import Enum
 
 import msgspec
 
+from mcvirt.types.drbd import DrbdInfo
+
 
 class PowerState(str, Enum):
     """What a virtual machine does. UNKNOWN: not registered, or its node or libvirt is away."""
@@ -153,6 +155,7 @@ class VmDisk(msgspec.Struct, frozen=True, kw_only=True):
     storage_type: StorageType
     backend: str
     driver: DiskDriver
+    replica: DrbdInfo | None = None
 
 
 class VmAdapter(msgspec.Struct, frozen=True, kw_only=True):

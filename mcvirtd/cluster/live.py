@@ -1,4 +1,4 @@
-"""What changes by itself: the states of domains, DRBD's resources and the use of nodes. Every node keeps all of it in memory.
+"""What changes by itself: the states of domains and of DRBD's resources, and the use of nodes. Every node keeps all.
 
 Each node tells the others with its heartbeats, at once when a domain changes, and only what they do not have yet.
 Questions are answered from here: they wait for nobody.

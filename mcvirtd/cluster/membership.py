@@ -135,9 +135,7 @@ class Membership:
             found.append(f"it can't take over what the others change: {self.replicator.trouble}")
         kept = len(self.replicator.log.conflicts())
         if kept:
-            found.append(
-                f"{kept} changes that only it had were kept aside: `mcvirt cluster conflicts` shows them."
-            )
+            found.append(f"{kept} changes that only it had were kept aside: `mcvirt cluster conflicts` shows them.")
         return tuple(found)
 
     def refuse_changes(self, operation: str) -> None:

@@ -12,14 +12,14 @@ import threading
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import Protocol
 
-from mcvirt.errors import CommandFailed, DeadlinePassed, McvirtError
+from mcvirt.errors import CommandFailed, McvirtError
 from mcvirt.types.drbd import ResourceState
 from mcvirt.types.peer import DrbdOutlook
-from mcvirtd.drbd import handler
 from mcvirtd.drbd.config import Common, Resource
 from mcvirtd.drbd.doorbell import Doorbell
+from mcvirtd.drbd.fencing import Fenced, Fencing, Other
 from mcvirtd.drbd.reader import Reader, Source
 from mcvirtd.drbd.resources import DATA, METADATA, common_of, replicas_on, resource_of
 from mcvirtd.drbd.spool import HandlerEvent, Spool
@@ -31,11 +31,9 @@ from mcvirtd.state.store import Change, Store
 
 log = logging.getLogger(__name__)
 
-Fenced = Literal["outdated", "primary", "failed"]
 UP_AT_ONCE = 4
+MEASURE_EVERY = 1.0
 KNOWN_WITHIN = 60.0
-CUT_WITHIN = 12.0
-FENCE_WITHIN = 15.0
 
 
 class Verbs(Protocol):
@@ -50,12 +48,6 @@ class Verbs(Protocol):
     def warnings(self) -> list[str]: ...
     def up(self, name: str) -> None: ...
     def outdate(self, name: str) -> None: ...
-
-
-class Other(Protocol):
-    """Asks another node to have its leg marked as old; raises NodeUnreachable."""
-
-    def __call__(self, node: str, disk: str, within: float) -> Fenced: ...
 
 
 class DrbdHere:
@@ -75,7 +67,6 @@ class DrbdHere:
     ) -> None:
         self._store = store
         self._node = node
-        self._other = other
         self._told = told
         self.verbs: Verbs = verbs if verbs is not None else _KERNEL
         self.spool = Spool(state_directory / "drbd")
@@ -83,9 +74,11 @@ class DrbdHere:
         self.common = common_of(prefix, self.spool.directory, socket)
         source: Source = self.verbs.events
         self.reader = Reader(source, split=self.spool.splits)
+        self._fencing = Fencing(store=store, node=node, reader=self.reader, outdate=self.verbs.outdate, other=other)
         self._doorbell = Doorbell(socket, self._answer)
         self._lock = threading.Lock()
         self._begun = False
+        self._goes_on = threading.Event()
         self._stopping = threading.Event()
         self._faults: dict[str, str] = {}
         self._due: set[str] | None = None
@@ -102,6 +95,7 @@ class DrbdHere:
     def stop(self) -> None:
         """Look and listen no more; the resources stay as they are."""
         self._stopping.set()
+        self._goes_on.set()
         self._doorbell.stop()
         self.reader.stop()
 
@@ -135,6 +129,7 @@ class DrbdHere:
                 log.error("DRBD's handlers can't tell this daemon anything: %s", error.strerror)
             self.reader.start()
         threading.Thread(target=self.settle, name="drbd-settle", daemon=True).start()
+        threading.Thread(target=self._measure_on, name="drbd-progress", daemon=True).start()
 
     # --- enabling -----------------------------------------------------------------------------------------------------
 
@@ -205,17 +200,27 @@ class DrbdHere:
 
     def _on_event(self, event: Event, state: ResourceState | None) -> None:
         self._told(self.reader.all(), True)
+        if state is not None and (state.checking or state.copying):
+            self._goes_on.set()
         if event.resource in self._split_here() and (state is None or not state.split_brain):
             self.spool.joined(event.resource)
 
     def _split_here(self) -> frozenset[str]:
         return frozenset(self.spool.splits())
 
-    def measure(self) -> None:
-        """Have the states say how far what goes on is; no event tells that. Costs nothing while nothing goes on."""
-        if any(state.checking or state.copying for state in self.reader.all().values()):
-            self.reader.measure(self.verbs.progress())
-            self._told(self.reader.all(), False)
+    def _measure_on(self) -> None:
+        """While something goes on have the states say how far it is, which no event tells; else wait for an event."""
+        while not self._stopping.is_set():
+            self._goes_on.wait()
+            if any(state.checking or state.copying for state in self.reader.all().values()):
+                self.reader.measure(self.verbs.progress())
+                self._told(self.reader.all(), False)
+                self._stopping.wait(MEASURE_EVERY)
+            else:
+                self._goes_on.clear()
+                # What began between the look and this line is not to be forgotten.
+                if any(state.checking or state.copying for state in self.reader.all().values()):
+                    self._goes_on.set()
 
     def _on_handler(self, event: HandlerEvent) -> None:
         if event.event != "split-brain":
@@ -230,46 +235,15 @@ class DrbdHere:
         )
         self.spool.split(event.resource)
 
-    # --- fencing ------------------------------------------------------------------------------------------------------
-
     def _answer(self, event: HandlerEvent) -> int:
-        if event.event != "fence-peer":
-            self.spool.read()
-            return 0
-        return self._fence(event.resource)
+        if event.event == "fence-peer":
+            return self._fencing.fence(event.resource)
+        self.spool.read()
+        return 0
 
-    def _fence(self, resource: str) -> int:
-        disk = replicas_on(self._store, self._node).get(resource)
-        if disk is None:
-            log.error("DRBD asks to fence the other side of %s, of which there is no record", resource)
-            return handler.FAILED
-        other = next(iter(name for name in disk.nodes if name != self._node), "")
-        try:
-            fenced = self._other(other, disk.id, FENCE_WITHIN)
-        except McvirtError as error:
-            log.warning("DRBD: node %s can't be told that its data of %s is old: %s", other, resource, error)
-            return handler.UNREACHABLE
-        log.info("DRBD: the data of %s on node %s: %s", resource, other, fenced)
-        return {"outdated": handler.OUTDATED, "primary": handler.PRIMARY}.get(fenced, handler.FAILED)
-
-    def outdate(self, disk_id: str, sender: str) -> Fenced:
+    def outdate(self, disk: str, sender: str) -> Fenced:
         """Mark this node's data of a hard drive as old, because *sender* goes on without it."""
-        found = [(name, disk) for name, disk in replicas_on(self._store, self._node).items() if disk.id == disk_id]
-        if not found or sender not in found[0][1].nodes:
-            return "failed"
-        name = found[0][0]
-        try:
-            state = self.reader.state(name)
-            if state is not None:
-                # The one who asks may have noticed first; the kernel refuses while it thinks that it is connected.
-                state = self.reader.wait(name, lambda now: now is None or not now.connected, CUT_WITHIN)
-            if state is not None and state.role == "Primary":
-                return "primary"
-            self.verbs.outdate(name)
-        except (CommandFailed, DeadlinePassed) as error:
-            log.warning("DRBD resource %s can't be outdated: %s", name, error)
-            return "failed"
-        return "outdated"
+        return self._fencing.outdate(disk, sender)
 
 
 class _Kernel:

@@ -70,24 +70,3 @@ class Legs:
         """All replicated hard drives, by machine and number."""
         found = [info for disk in self._store.all(DiskRecord).values() if (info := self.info(disk)) is not None]
         return tuple(sorted(found, key=lambda info: (info.vm or "", info.slot or 0, info.disk)))
-
-
-def warnings(info: DrbdInfo) -> list[str]:
-    """What is wrong with a hard drive, a sentence each."""
-    name = f"Hard drive {info.slot or info.disk}"
-    found = []
-    if info.failed:
-        found.append(f"{name} has not passed its last verification: its two sides differ.")
-    if info.split_brain:
-        found.append(
-            f"{name}: its two sides have split, and each has data that the other has not. Nothing was discarded; "
-            "`mcvirt drbd split-brain show` tells more."
-        )
-    for leg in info.legs:
-        if leg.state is None and leg.known and leg.age is None:
-            found.append(f"{name}: node '{leg.node}' does not have its DRBD resource {info.resource} up.")
-        elif leg.state is not None and leg.state.disk not in ("UpToDate", "Attaching", "Negotiating"):
-            found.append(f"{name}: its data on node '{leg.node}' is {leg.state.disk}.")
-    if not info.split_brain and not any(leg.state is not None and leg.state.connected for leg in info.legs):
-        found.append(f"{name}: its two sides are not connected.")
-    return found

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from mcvirt.types.drbd import DrbdInfo
 from mcvirtd.auth.grants import drop_vm
 from mcvirtd.cluster.live import Known
 from mcvirtd.hypervisor.verbs import HypervisorVerbs
-from mcvirtd.state.records import VmRecord
+from mcvirtd.state.records import DiskRecord, VmRecord
 from mcvirtd.state.store import Store
 from mcvirtd.storage.disks import Disks
 from mcvirtd.tasks.locks import Locks
@@ -30,6 +31,8 @@ class Machines:
 
     *live* is what is known of another node, *bridge_problem* why machines can't be connected to an interface here,
     *nodes* answers whether another node is there.
+    *live* is what is known of another node, *replica* of a replicated hard drive; *bridge_problem* says why machines
+    can't be connected to an interface here.
     """
 
     def __init__(
@@ -45,6 +48,7 @@ class Machines:
         isos: Isos,
         console_directory: str,
         live: Callable[[str], Known],
+        replica: Callable[[DiskRecord], DrbdInfo | None],
         bridge_problem: Callable[[str], str],
         nodes: Nodes,
     ) -> None:
@@ -84,6 +88,7 @@ class Machines:
                 accelerator=accelerator,
                 node=node,
                 live=live,
+                replica=replica,
             ),
             consoles=self.consoles,
             failover=Failover(ground, power, nodes),

@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 from mcvirt.errors import McvirtError
+from mcvirt.types.drbd import DrbdInfo
 from mcvirt.types.vm import LockState, PowerState, VmAdapter, VmDisk, VmGroup, VmInfo, VmRow, VmUsage
 from mcvirtd.cluster.live import Known
 from mcvirtd.hypervisor.verbs import HypervisorVerbs
@@ -27,7 +28,10 @@ class _Look(NamedTuple):
 
 
 class View:
-    """Builds the rows of `list` and the whole of `info`. *live* is what is known of another node than *node*."""
+    """Builds the rows of `list` and the whole of `info`. *live* is what is known of another node than *node*.
+
+    *replica* is what is known of both sides of a hard drive; None of one that is not replicated.
+    """
 
     def __init__(
         self,
@@ -38,7 +42,9 @@ class View:
         accelerator: AcceleratorOfNode,
         node: str,
         live: Callable[[str], Known],
+        replica: Callable[[DiskRecord], DrbdInfo | None] = lambda disk: None,  # noqa: ARG005
     ) -> None:
+        self._replica = replica
         self._node = node
         self._live = live
         self._store = store
@@ -116,6 +122,7 @@ class View:
                     storage_type=disk.storage_type,
                     backend=disk.backend,
                     driver=disk.driver,
+                    replica=self._replica(disk),
                 )
                 for disk in machine.disks
             ),
@@ -161,6 +168,10 @@ class View:
             )
         if not machine.disks:
             warnings.append("The machine has no hard drives.")
+        for disk in machine.disks:
+            replica = self._replica(disk)
+            if replica is not None:
+                warnings += replica.warnings()
         if not vm.adapters:
             warnings.append("The machine has no network adapters.")
         return warnings

@@ -159,6 +159,10 @@ def _vm(out: Output, info: VmInfo) -> str:
     ]
     headers = ("-- Disk ID --", "-- Disk Size --", "Type", "Storage Backend", "Driver", "Hard Drive")
     parts.append(out.table(headers, disks) if disks else "No hard disks\n")
+    if any(disk.replica is not None for disk in info.disks):
+        from mcvirt_client.cli.commands.drbd import sides
+
+        parts.append(sides(out, [disk.replica for disk in info.disks if disk.replica is not None]))
     adapters = [(adapter.mac, adapter.network) for adapter in info.adapters]
     parts.append(out.table(("-- MAC Address --", "-- Network --"), adapters) if adapters else "No network adapters\n")
     groups = [(group.group, ", ".join(group.users)) for group in info.groups if group.users]

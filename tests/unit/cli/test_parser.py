@@ -24,7 +24,7 @@ user list, user create, user delete, user change-password, user add-permission, 
 group list, group create, group delete, group add-permission, group remove-permission, group add-user,
 group remove-user, permission, node, cluster get-connect-string, cluster add-node, cluster add, cluster remove-node,
 cluster promote, cluster conflicts, cluster reset, task list, task watch, task cancel, session list, session revoke,
-login, logout, whoami, audit list, clear-method-lock, exit
+drbd enable, drbd list, login, logout, whoami, audit list, clear-method-lock, exit
 """
 
 
