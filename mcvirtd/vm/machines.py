@@ -29,10 +29,8 @@ from mcvirtd.vm.view import View
 class Machines:
     """*service* answers the contract VmApi; *changes* attaches and detaches hard drives for others.
 
-    *live* is what is known of another node, *bridge_problem* why machines can't be connected to an interface here,
-    *nodes* answers whether another node is there.
     *live* is what is known of another node, *replica* of a replicated hard drive; *bridge_problem* says why machines
-    can't be connected to an interface here.
+    can't be connected to an interface here, *nodes* whether another node is there.
     """
 
     def __init__(
