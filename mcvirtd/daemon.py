@@ -225,7 +225,7 @@ class Daemon:
             isos=self._isos,
             console_directory=str(settings.paths.state / "console"),
             live=presence.live.of,
-            replica=self._drbd.legs.info,
+            replica=self._drbd.view.info,
             bridge_problem=lambda interface: " ".join(self._bridge_faults(interface)),
             nodes=self._reach,
         )
@@ -254,6 +254,7 @@ class Daemon:
             replicator=replicator,
             hypervisor=hypervisor,
             bridge_faults=self._bridge_faults,
+            drbd_faults=lambda: self._drbd.here.outlook().faults,
             warnings=(self._autostart.warnings, strays.warnings),
         )
         self._settling = Settling(

@@ -82,16 +82,18 @@ class Place(msgspec.Struct, frozen=True):
 
 
 class JoinQuestions(msgspec.Struct, frozen=True, kw_only=True):
-    """What the cluster wants to know of a node: can it reach these members, does it have these bridges?"""
+    """What the cluster wants to know of a node: can it reach these members, does it have these bridges, and DRBD?"""
 
     members: tuple[Place, ...]
     bridges: tuple[str, ...]
+    drbd: bool = False
 
 
 class JoinerFacts(msgspec.Struct, frozen=True, kw_only=True):
     """What a node says of itself before it joins. *time* is its clock, in seconds since 1970.
 
-    *unreached* maps member to why it can't be reached from there, *bridges* interface to why it is of no use.
+    *unreached* maps member to why it can't be reached from there, *bridges* interface to why it is of no use. *drbd* is
+    what keeps it from replicating hard drives, if that was asked.
     """
 
     name: str
@@ -110,6 +112,7 @@ class JoinerFacts(msgspec.Struct, frozen=True, kw_only=True):
     tasks: tuple[str, ...]
     unreached: dict[str, str]
     bridges: dict[str, str]
+    drbd: tuple[str, ...] = ()
 
 
 class JoinBegun(msgspec.Struct, frozen=True, kw_only=True):

@@ -39,6 +39,7 @@ class Admission:
         replicator: Replicator,
         hypervisor: UndefiningHypervisor,
         bridge_faults: Callable[[str], Sequence[str]],
+        drbd_faults: Callable[[], Sequence[str]],
         warnings: Sequence[Callable[[], tuple[str, ...]]] = (),
     ) -> None:
         def at_work() -> list[str]:
@@ -48,7 +49,11 @@ class Admission:
             node=node, store=store, keys=keys, replicator=replicator, sessions=sessions, changed=presence.take_identity
         )
         self.newcomer = Newcomer(
-            membership=self.membership, hypervisor=hypervisor, at_work=at_work, bridge_faults=bridge_faults
+            membership=self.membership,
+            hypervisor=hypervisor,
+            at_work=at_work,
+            bridge_faults=bridge_faults,
+            drbd_faults=drbd_faults,
         )
         self.leaver = Leaver(membership=self.membership, hypervisor=hypervisor, at_work=at_work)
         self.service = ClusterService(

@@ -45,7 +45,7 @@ from mcvirtd.cluster import certificates, connect_string, pki, suitability, tls
 from mcvirtd.cluster.connect_string import ConnectString
 from mcvirtd.cluster.membership import Membership
 from mcvirtd.cluster.suitability import ClusterFacts
-from mcvirtd.state.records import RECORDS, BackendRecord, ClusterRecord, NetworkRecord, NodeRecord
+from mcvirtd.state.records import RECORDS, BackendRecord, ClusterRecord, DrbdRecord, NetworkRecord, NodeRecord
 from mcvirtd.state.replication import note_left_behind, noting_left_behind
 from mcvirtd.tasks.task import step
 from mcvirtd.tasks.transaction import Journal
@@ -125,6 +125,8 @@ class Joining:
     def _look(self, node: _Newcomer) -> tuple[tuple[JoinCheck, ...], JoinerFacts]:
         members = self._store.all(NodeRecord)
         networks = self._store.all(NetworkRecord)
+        drbd = self._store.get(DrbdRecord, "drbd")
+        replicates = drbd is not None and drbd.enabled
         questions = JoinQuestions(
             members=tuple(
                 Place(name, record.address, record.port)
@@ -132,6 +134,7 @@ class Joining:
                 if record.address and not record.away
             ),
             bridges=tuple(sorted({network.interface for network in networks.values()})),
+            drbd=replicates,
         )
         # The first call also makes the connection, which would look like a difference of the clocks.
         node.facts(JoinQuestions(members=(), bridges=()))
@@ -146,6 +149,7 @@ class Joining:
             kinds=tuple(sorted(RECORDS)),
             bridges={name: network.interface for name, network in networks.items()},
             backends=tuple(sorted(self._store.all(BackendRecord))),
+            drbd=replicates,
         )
         wanted = node.wanted
         place = Place(wanted.name, wanted.address, wanted.port)

@@ -41,7 +41,10 @@ class Hypervisor(Protocol):
 
 
 class Newcomer(JoinApi):
-    """See the contract. *at_work* names the tasks that are not over, *bridge_faults* says what is wrong with one."""
+    """See the contract. *at_work* names the tasks that are not over, *bridge_faults* says what is wrong with one,
+
+    *drbd_faults* what keeps this node from replicating hard drives.
+    """
 
     def __init__(
         self,
@@ -50,6 +53,7 @@ class Newcomer(JoinApi):
         hypervisor: Hypervisor,
         at_work: Callable[[], Sequence[str]],
         bridge_faults: Callable[[str], Sequence[str]],
+        drbd_faults: Callable[[], Sequence[str]] = tuple,
         clock: Callable[[], float] = time.time,
     ) -> None:
         self._membership = membership
@@ -57,6 +61,7 @@ class Newcomer(JoinApi):
         self._hypervisor = hypervisor
         self._at_work = at_work
         self._bridge_faults = bridge_faults
+        self._drbd_faults = drbd_faults
         self._clock = clock
         self._lock = threading.Lock()
         self._ticket = ""
@@ -80,6 +85,7 @@ class Newcomer(JoinApi):
             tasks=tuple(self._at_work()),
             unreached=_unreached(questions.members),
             bridges={name: self._bridge_fault(name) for name in questions.bridges},
+            drbd=tuple(self._drbd_faults()) if questions.drbd else (),
             time=self._clock(),  # the last, so that nothing above makes it look old
         )
 

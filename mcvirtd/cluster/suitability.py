@@ -15,7 +15,8 @@ _SHOWN = 10
 class ClusterFacts(msgspec.Struct, frozen=True, kw_only=True):
     """The side of the cluster. *bridges* maps network to its interface, *backends* are there and not on the node.
 
-    *here* is the member that takes the node in; *kinds* are the kinds of records that a member must understand.
+    *here* is the member that takes the node in; *kinds* are the kinds of records that a member must understand. *drbd*:
+    hard drives are replicated.
     """
 
     here: str
@@ -25,6 +26,7 @@ class ClusterFacts(msgspec.Struct, frozen=True, kw_only=True):
     kinds: Sequence[str]
     bridges: Mapping[str, str]
     backends: Sequence[str] = ()
+    drbd: bool = False
 
 
 def checks(cluster: ClusterFacts, node: JoinerFacts, *, place: Place, clock_gap: float) -> tuple[JoinCheck, ...]:
@@ -41,6 +43,7 @@ def checks(cluster: ClusterFacts, node: JoinerFacts, *, place: Place, clock_gap:
             ("Storage", _storage(node), _left_out(cluster)),
             ("Tasks", _listed("it is at work", node.tasks), "it is not at work."),
             ("Networks", _networks(cluster, node), "it has the bridges of all networks."),
+            ("DRBD", _drbd(node), "it can replicate hard drives." if cluster.drbd else "it is not enabled here."),
             ("Reachability", _reachability(node), "it reaches all members."),
         )
     )
@@ -137,6 +140,10 @@ def _networks(cluster: ClusterFacts, node: JoinerFacts) -> str:
         if node.bridges.get(interface)
     ]
     return " ".join(missing)
+
+
+def _drbd(node: JoinerFacts) -> str:
+    return f"it can't replicate hard drives: {' '.join(node.drbd)}" if node.drbd else ""
 
 
 def _reachability(node: JoinerFacts) -> str:

@@ -5,18 +5,18 @@ from __future__ import annotations
 from mcvirt.api.drbd import DrbdApi
 from mcvirt.types.drbd import DrbdEnabled, DrbdInfo
 from mcvirtd.drbd.enabling import Enabling
-from mcvirtd.drbd.legs import Legs
+from mcvirtd.drbd.view import ReplicaView
 
 
 class DrbdService(DrbdApi):
     """See the contract."""
 
-    def __init__(self, *, enabling: Enabling, legs: Legs) -> None:
+    def __init__(self, *, enabling: Enabling, view: ReplicaView) -> None:
         self._enabling = enabling
-        self._legs = legs
+        self._view = view
 
     def enable(self) -> DrbdEnabled:
         return self._enabling.enable()
 
     def list(self) -> tuple[DrbdInfo, ...]:
-        return self._legs.all()
+        return self._view.all()

@@ -12,14 +12,14 @@ from mcvirtd.cluster.presence import Presence
 from mcvirtd.drbd.enabling import Enabling, on_each
 from mcvirtd.drbd.fencing import Fenced
 from mcvirtd.drbd.here import DrbdHere
-from mcvirtd.drbd.legs import Legs
 from mcvirtd.drbd.service import DrbdService
+from mcvirtd.drbd.view import ReplicaView
 from mcvirtd.state.store import Store
 from mcvirtd.tasks.transaction import Journal
 
 
 class Drbd:
-    """*service* answers the contract DrbdApi; *here* is this node, *legs* what is known of both sides of a drive."""
+    """*service* answers the contract DrbdApi; *here* is this node, *view* what is known of both sides of a drive."""
 
     def __init__(
         self,
@@ -40,9 +40,9 @@ class Drbd:
             other=OutdatedElsewhere(presence.peers),
             told=lambda states, at_once: presence.live.note_resources(states, at_once=at_once),
         )
-        self.legs = Legs(store=store, node=node, here=self.here.reader.all, live=presence.live.of)
+        self.view = ReplicaView(store=store, node=node, here=self.here.reader.all, live=presence.live.of)
         enabling = Enabling(store=store, journal=journal, on=on_each(self.here, node, presence.peers.call))
-        self.service = DrbdService(enabling=enabling, legs=self.legs)
+        self.service = DrbdService(enabling=enabling, view=self.view)
 
 
 class OutdatedElsewhere:

@@ -9,6 +9,7 @@ from types import MappingProxyType
 import pytest
 
 from mcvirt.types.cluster import NodeInfo
+from mcvirt.types.drbd import ResourceState
 from mcvirt.types.peer import LiveVersion
 from mcvirt.types.vm import PowerState
 from mcvirtd.cluster.live import Live
@@ -184,3 +185,30 @@ def test_a_node_that_knows_nothing_of_a_life_does_not_begin_in_its_middle() -> N
     one.hypervisor.put("b", "running")
     assert two.live.hear("sender", one.live.news_for("receiver")) == LiveVersion()
     assert two.live.of("sender").states == {}
+
+
+def test_states_of_drbd_are_told_like_domains_and_only_what_is_new() -> None:
+    woken: list[int] = []
+    one = Live(hypervisor=Hypervisor(), info=info, reachable=lambda node: True, changed=lambda: woken.append(1))
+    two = Live(hypervisor=Hypervisor(), info=info, reachable=lambda node: True, changed=lambda: None)
+
+    def beat() -> set[str]:
+        news = one.news_for("n2")
+        one.acknowledged("n2", two.hear("n1", news))
+        return set(news.resources)
+
+    up = ResourceState(name="r1", role="Secondary")
+    one.note_resources({"r1": up, "r2": ResourceState(name="r2")})
+    assert len(woken) == 1
+    assert beat() == {"r1", "r2"}
+    assert two.drbd("n1") == two.of("n1").resources == {"r1": up, "r2": ResourceState(name="r2")}
+    assert beat() == set()
+    one.note_resources({"r1": up, "r2": ResourceState(name="r2")})
+    one.note_resources({"r1": ResourceState(name="r1", done=1.5), "r2": ResourceState(name="r2")}, at_once=False)
+    assert len(woken) == 1
+    assert beat() == {"r1"}
+    one.note_resources({})
+    assert len(woken) == 2
+    beat()
+    assert two.drbd("n1") == {}
+    assert two.drbd("n9") == {}

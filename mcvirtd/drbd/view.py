@@ -11,7 +11,7 @@ from mcvirtd.state.records import DiskRecord, VerificationRecord
 from mcvirtd.state.store import Store
 
 
-class Legs:
+class ReplicaView:
     """*here* gives the resources of *node*, which is this one, and *live* what is known of another."""
 
     def __init__(

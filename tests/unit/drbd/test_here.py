@@ -1,0 +1,347 @@
+"""This node's side of DRBD, with a kernel that does what it is told: following the record, fencing, bringing up."""
+
+from __future__ import annotations
+
+import queue
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+
+import pytest
+
+from mcvirt.errors import CommandFailed, McvirtError, NodeUnreachable
+from mcvirt.types.drbd import ResourceState
+from mcvirt.types.storage import BackendType
+from mcvirt.types.vm import DiskDriver, StorageType
+from mcvirtd.drbd import fencing, handler
+from mcvirtd.drbd.config import Common, Resource
+from mcvirtd.drbd.fencing import Fenced
+from mcvirtd.drbd.here import DrbdHere
+from mcvirtd.drbd.resources import handler_program
+from mcvirtd.drbd.status import Progress
+from mcvirtd.host import lvm
+from mcvirtd.state.records import BackendRecord, DiskRecord, DrbdRecord, NodeRecord, Replica
+from mcvirtd.state.store import Store
+
+NAME, DISK = "mcvirt-hd-1", "hd-1"
+SOON = 10.0
+
+
+class Kernel:
+    """Says what it is told, and notes what is done."""
+
+    def __init__(self) -> None:
+        self.lines: queue.Queue[str] = queue.Queue()
+        self.done: list[str] = []
+        self.fails: dict[str, McvirtError] = {}
+        self.common: Common | None = None
+        self.resources: dict[str, Resource] = {}
+        self.measured: Mapping[int, Progress] = {}
+        self.said: list[str] = []
+        self.changed = threading.Condition()
+
+    def events(self, heard: Callable[[str], None], stop: threading.Event) -> int:
+        while not stop.is_set():
+            try:
+                heard(self.lines.get(timeout=0.05))
+            except queue.Empty:
+                continue
+        return 0
+
+    def say(self, *lines: str) -> None:
+        for line in lines:
+            self.lines.put(line)
+
+    def progress(self) -> Mapping[int, Progress]:
+        return self.measured
+
+    def _do(self, what: str) -> None:
+        with self.changed:
+            self.done.append(what)
+            self.changed.notify_all()
+        if what in self.fails:
+            raise self.fails[what]
+
+    def wait_done(self, what: str) -> None:
+        with self.changed:
+            assert self.changed.wait_for(lambda: what in self.done, SOON), self.done
+
+    def write_common(self, common: Common) -> Path | None:
+        self.common = common
+        self._do("write_common")
+        return None
+
+    def restore_common(self) -> None:
+        self._do("restore_common")
+
+    def write_resource(self, resource: Resource) -> None:
+        self.resources[resource.name] = resource
+
+    def up(self, name: str) -> None:
+        self._do(f"up {name}")
+        self.say(f"create resource name:{name} role:Secondary suspended:no")
+
+    def outdate(self, name: str) -> None:
+        self._do(f"outdate {name}")
+
+    def faults(self, address: str | None) -> list[str]:
+        return [f"asked for {address}"] if self.said else []
+
+    def warnings(self) -> list[str]:
+        return self.said
+
+
+class World:
+    """One node of two, with a replicated hard drive on both."""
+
+    def __init__(self, directory: Path) -> None:
+        self.store = Store(directory / "state.db")
+        self.kernel = Kernel()
+        self.answer: Fenced | McvirtError = "outdated"
+        self.asked: list[tuple[str, str]] = []
+        self.told: list[tuple[dict[str, ResourceState], bool]] = []
+        with self.store.change() as change:
+            for number in (1, 2):
+                change.put(NodeRecord(name=f"n{number}", id=f"id{number}", address=f"10.9.0.{number}"))
+            change.put(
+                BackendRecord(
+                    name="fast", id="sb-1", type=BackendType.LVM, location="vg0", nodes={"n1": "", "n2": "other"}
+                )
+            )
+            change.put(
+                DiskRecord(
+                    id=DISK,
+                    volume="mcvirt-hd-1",
+                    backend="fast",
+                    size=1 << 30,
+                    driver=DiskDriver.VIRTIO,
+                    storage_type=StorageType.DRBD,
+                    nodes=("n1", "n2"),
+                    replica=Replica(minor=4, port=7792, secret="s" * 32),
+                )
+            )
+        self.here = DrbdHere(
+            store=self.store,
+            node="n1",
+            state_directory=directory / "state",
+            run_directory=directory,
+            prefix=Path("/usr/local/lib/mcvirt/12.0"),
+            other=self._other,
+            told=lambda states, at_once: self.told.append((dict(states), at_once)),
+            verbs=self.kernel,
+        )
+
+    def _other(self, node: str, disk: str, within: float) -> Fenced:
+        self.asked.append((node, disk))
+        if isinstance(self.answer, McvirtError):
+            raise self.answer
+        return self.answer
+
+    def enable(self) -> None:
+        with self.store.change() as change:
+            change.put(DrbdRecord(enabled=True))
+
+    def ring(self, event: str) -> int | None:
+        directory = str(self.here.spool.directory)
+        handler.keep(directory, {"event": event, "resource": NAME, "at": 1.0})
+        return handler.tell(str(Path(self.here.common.socket)), {"event": event, "resource": NAME}, SOON)
+
+
+@pytest.fixture
+def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[World]:
+    monkeypatch.setattr(lvm, "activate", lambda group, name: f"/dev/{group}/{name}")
+    monkeypatch.setattr(fencing, "CUT_WITHIN", 0.1)
+    made = World(tmp_path)
+    yield made
+    made.here.stop()
+    made.store.close()
+
+
+def up(*more: str) -> list[str]:
+    return [f"exists resource name:{NAME} role:Secondary suspended:no", *more, "exists -"]
+
+
+CONNECTED = (
+    f"exists connection name:{NAME} connection:Connected role:Secondary",
+    f"exists device name:{NAME} minor:4 disk:UpToDate size:1024",
+    f"exists peer-device name:{NAME} replication:Established peer-disk:UpToDate out-of-sync:0",
+)
+
+
+def test_nothing_is_begun_before_drbd_is_enabled(world: World) -> None:
+    world.here.start()
+    assert world.kernel.done == []
+    assert not Path(world.here.common.socket).exists()
+    world.enable()
+    world.kernel.wait_done("write_common")
+    world.kernel.say("exists -")
+    world.kernel.wait_done(f"up {NAME}")
+
+
+def test_what_is_down_is_brought_up_with_a_file_that_follows_the_records(world: World) -> None:
+    world.enable()
+    world.here.start()
+    world.kernel.say("exists -")
+    world.kernel.wait_done(f"up {NAME}")
+    made = world.kernel.resources[NAME]
+    assert (made.minor, made.port, made.secret) == (4, 7792, "s" * 32)
+    assert (made.local.node, made.local.address) == ("n1", "10.9.0.1")
+    assert made.local.data == "/dev/vg0/mcvirt-hd-1-drbd-raw"
+    assert made.peer.metadata == "/dev/other/mcvirt-hd-1-drbd-meta"
+
+
+def test_what_runs_is_adopted(world: World) -> None:
+    world.enable()
+    world.kernel.say(*up(*CONNECTED))
+    world.here.start()
+    state = world.here.reader.wait(NAME, lambda state: state is not None, SOON)
+    assert state.both_good
+    world.here.settle()
+    assert world.kernel.done == ["write_common"] * len(world.kernel.done)
+
+
+def test_what_can_not_be_brought_up_is_tried_again_and_told(world: World) -> None:
+    world.kernel.fails[f"up {NAME}"] = CommandFailed(program="drbdadm", status=1, output="no such device.")
+    world.enable()
+    world.here.start()
+    world.kernel.say("exists -")
+    world.kernel.wait_done(f"up {NAME}")
+    world.here.reader.wait_alive(SOON)
+    world.here.settle()
+    assert "no such device" in world.here.faults[NAME]
+    world.kernel.fails.clear()
+    world.here.settle()
+    assert world.here.faults == {}
+
+
+def test_a_resource_that_goes_down_later_is_somebodys_wish(world: World) -> None:
+    world.enable()
+    world.kernel.say(*up())
+    world.here.start()
+    world.here.reader.wait(NAME, lambda state: state is not None, SOON)
+    world.here.settle()
+    world.kernel.say(f"destroy resource name:{NAME}")
+    world.here.reader.wait(NAME, lambda state: state is None, SOON)
+    world.here.settle()
+    assert f"up {NAME}" not in world.kernel.done
+
+
+@pytest.mark.parametrize(
+    ("answer", "status"),
+    [
+        ("outdated", handler.OUTDATED),
+        ("primary", handler.PRIMARY),
+        ("failed", handler.FAILED),
+        (NodeUnreachable(node="n2", reason="off."), handler.UNREACHABLE),
+    ],
+)
+def test_the_other_side_is_told_that_its_data_is_old(world: World, answer: Fenced | McvirtError, status: int) -> None:
+    world.answer = answer
+    world.enable()
+    world.here.start()
+    assert world.ring("fence-peer") == status
+    assert world.asked == [("n2", DISK)]
+
+
+def test_a_node_outdates_its_data_only_for_the_other_one_and_never_what_is_in_use(world: World) -> None:
+    world.enable()
+    world.here.start()
+    world.kernel.say(*up())
+    world.here.reader.wait(NAME, lambda state: state is not None, SOON)
+    assert world.here.outdate(DISK, "n3") == "failed"
+    assert world.here.outdate("hd-none", "n2") == "failed"
+    assert world.kernel.done.count(f"outdate {NAME}") == 0
+    assert world.here.outdate(DISK, "n2") == "outdated"
+    world.kernel.say(f"change resource name:{NAME} role:Primary")
+    world.here.reader.wait(NAME, lambda state: state is not None and state.role == "Primary", SOON)
+    assert world.here.outdate(DISK, "n2") == "primary"
+    assert world.kernel.done.count(f"outdate {NAME}") == 1
+
+
+def test_a_side_that_is_connected_is_not_outdated(world: World) -> None:
+    world.enable()
+    world.here.start()
+    world.kernel.say(*up(*CONNECTED))
+    world.here.reader.wait(NAME, lambda state: state is not None and state.connected, SOON)
+    assert world.here.outdate(DISK, "n2") == "failed"
+    world.kernel.fails[f"outdate {NAME}"] = CommandFailed(program="drbdadm", status=17, output="no.")
+    world.kernel.say(
+        f"change connection name:{NAME} connection:Connecting", f"change peer-device name:{NAME} replication:Off"
+    )
+    assert world.here.outdate(DISK, "n2") == "failed"
+
+
+def test_a_split_is_remembered_until_it_is_over(world: World) -> None:
+    world.enable()
+    world.here.start()
+    world.kernel.say(*up(f"exists connection name:{NAME} connection:StandAlone role:Unknown"))
+    world.here.reader.wait(NAME, lambda state: state is not None, SOON)
+    world.kernel.say(f"call helper name:{NAME} helper:split-brain")
+    assert world.ring("split-brain") == 0
+    assert list(world.here.spool.splits()) == [NAME]
+    world.here.reader.wait(NAME, lambda state: state is not None and state.split_brain, SOON)
+    world.kernel.say(f"change connection name:{NAME} connection:Connected")
+    assert list(world.here.spool.splits()) == [NAME]
+    world.kernel.say(
+        f"change peer-device name:{NAME} replication:WFBitMapS", f"change resource name:{NAME} suspended:no"
+    )
+    world.here.reader.wait(NAME, lambda state: state is not None and not state.split_brain, SOON)
+    world.kernel.say("exists -")
+    for _ in range(100):
+        if not world.here.spool.splits():
+            break
+        threading.Event().wait(0.05)
+    assert list(world.here.spool.splits()) == []
+
+
+def test_a_split_that_came_while_the_daemon_was_away_is_known(world: World) -> None:
+    world.here.spool.prepare()
+    handler.keep(str(world.here.spool.directory), {"event": "split-brain", "resource": NAME, "at": 1.0})
+    world.enable()
+    world.kernel.say(*up())
+    world.here.start()
+    assert world.here.reader.wait(NAME, lambda state: state is not None, SOON).split_brain
+
+
+def test_others_are_told_at_once_of_events_and_now_and_then_of_progress(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("mcvirtd.drbd.here.MEASURE_EVERY", 0.01)
+    world.enable()
+    world.kernel.measured = {4: Progress(out_of_sync=4096, done=12.5, seconds_left=9)}
+    world.here.start()
+    world.kernel.say(*up(*CONNECTED), f"change peer-device name:{NAME} replication:VerifyS")
+    state = world.here.reader.wait(NAME, lambda state: state is not None and state.done == 12.5, SOON)
+    assert (state.seconds_left, state.out_of_sync, state.checking) == (9, 4096, True)
+    world.kernel.say(f"change peer-device name:{NAME} replication:Established out-of-sync:4")
+    state = world.here.reader.wait(NAME, lambda state: state is not None and not state.checking, SOON)
+    assert (state.done, state.seconds_left, state.out_of_sync) == (None, None, 4096)
+    assert {at_once for _, at_once in world.told} == {True, False}
+
+
+def test_what_keeps_a_node_from_replicating_is_all_said(world: World) -> None:
+    world.kernel.said = ["LVM looks."]
+    outlook = world.here.outlook()
+    assert outlook.faults[0] == "asked for 10.9.0.1"
+    assert "mcvirt-drbd-handler is missing" in outlook.faults[1]
+    assert outlook.warnings == ("LVM looks.",)
+    with world.store.change() as change:
+        change.put(NodeRecord(name="n1", id="id1"))
+    assert "has no cluster address" in " ".join(world.here.outlook().faults)
+
+
+def test_preparing_is_undone_unless_it_came_true(world: World) -> None:
+    world.here.prepare()
+    world.here.unprepare()
+    assert world.kernel.done == ["write_common", "restore_common"]
+    world.enable()
+    world.here.unprepare()
+    assert world.kernel.done.count("restore_common") == 1
+
+
+def test_handlers_are_those_of_the_installation_in_use(tmp_path: Path) -> None:
+    release = tmp_path / "12.0-1"
+    release.mkdir()
+    assert handler_program(release) == f"{release}/bin/mcvirt-drbd-handler"
+    (tmp_path / "current").symlink_to("12.0-1")
+    assert handler_program(release) == f"{tmp_path}/current/bin/mcvirt-drbd-handler"

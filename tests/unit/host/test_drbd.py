@@ -1,0 +1,73 @@
+"""The files that DRBD reads, and whether LVM leaves its devices alone."""
+
+from __future__ import annotations
+
+import stat
+from pathlib import Path
+
+import pytest
+
+from mcvirtd.drbd.config import MARK, Common, Leg, Resource
+from mcvirtd.host import drbd, lvm_filter
+
+
+def test_a_foreign_file_is_kept_aside_and_put_back(tmp_path: Path) -> None:
+    path = tmp_path / "global_common.conf"
+    path.write_text("common { }\n")
+    aside = drbd.write_common(Common(), path)
+    assert aside == tmp_path / "global_common.conf.before-mcvirt"
+    assert aside.read_text() == "common { }\n"
+    assert path.read_text().startswith(MARK)
+    assert drbd.write_common(Common(), path) is None
+    assert drbd.write_common(Common(algorithm="sha1"), path) is None, "our own file was kept aside"
+    drbd.restore_common(path)
+    assert path.read_text() == "common { }\n"
+    assert not aside.exists()
+    drbd.restore_common(path)
+    assert path.read_text() == "common { }\n", "a file that is not ours was taken away"
+
+
+def test_where_there_was_no_file_there_is_none_again(tmp_path: Path) -> None:
+    path = tmp_path / "global_common.conf"
+    assert drbd.write_common(Common(), path) is None
+    drbd.restore_common(path)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_file_of_a_resource_is_for_root_alone(tmp_path: Path) -> None:
+    legs = [
+        Leg(node=f"n{number}", address=f"10.0.0.{number}", data="/dev/vg0/a", metadata="/dev/vg0/b")
+        for number in (1, 2)
+    ]
+    made = Resource(name="mcvirt-hd-1", minor=1, port=7789, secret="s" * 32, local=legs[0], peer=legs[1])
+    drbd.write_resource(made, tmp_path)
+    path = tmp_path / "mcvirt-hd-1.res"
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+    assert f'on "{drbd.host_name()}"' in path.read_text()
+    assert drbd.resource_files(tmp_path) == ("mcvirt-hd-1",)
+    drbd.remove_resource("mcvirt-hd-1", tmp_path)
+    drbd.remove_resource("mcvirt-hd-1", tmp_path)
+    assert drbd.resource_files(tmp_path) == ()
+
+
+DEFAULT = 'global_filter=["a|.*|"]\nfilter=["a|.*|"]\nuse_devicesfile=0\n'
+
+
+@pytest.mark.parametrize(
+    ("config", "alone"),
+    [
+        (DEFAULT, False),
+        ("", False),
+        ('global_filter=["r|^/dev/drbd|"]\nfilter=["a|.*|"]\n', True),
+        ('global_filter=["a|.*|"]\nfilter=["r|/dev/drbd.*|","a|.*|"]\n', True),
+        ('global_filter=["a|^/dev/sd|","r|.*|"]\n', True),
+        ('global_filter=["a|.*|","r|^/dev/drbd|"]\n', False),
+        ('global_filter=["r|^/dev/drbd[0-9]+$|"]\n', False),
+        ('global_filter=["r(/dev/drbd.*)"]\n', True),
+        ('global_filter=["r/drbd/"]\n', True),
+        (DEFAULT.replace("file=0", "file=1"), True),
+        ('global_filter=["r|*|"]\n', False),
+    ],
+)
+def test_lvm_is_known_to_leave_drbd_alone(config: str, alone: bool) -> None:
+    assert lvm_filter.leaves_alone(config) is alone
