@@ -15,6 +15,7 @@ import msgspec
 from mcvirt.errors import McvirtError, SettingsRefused
 from mcvirt.units import GIB, MIB, format_size
 from mcvirtd.cluster import pki
+from mcvirtd.host import lvm_filter
 from mcvirtd.probes import IN_USE, Probes
 from mcvirtd.settings import Settings, load
 
@@ -82,6 +83,7 @@ def check(
         *_state_directory(settings.paths.state, look),
         *_run_directory(settings.paths.run),
         *_programs(look),
+        *_replication(look),
         *_sqlite(look),
         *_clock(look),
         *_kvm(settings, look),
@@ -172,6 +174,12 @@ def _programs(look: Probes) -> list[Finding]:
         for name, package, severity, loss in PROGRAMS
         if look.which(name) is None
     ]
+
+
+def _replication(look: Probes) -> list[Finding]:
+    if look.which("drbdadm") is None:
+        return []
+    return [_warning(fault, lvm_filter.REMEDY) for fault in look.lvm()]
 
 
 def _sqlite(look: Probes) -> list[Finding]:

@@ -13,6 +13,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from mcvirt.errors import CommandFailed
+from mcvirtd.host import lvm_filter
+
 IN_USE = "it is in use."
 
 
@@ -74,6 +77,14 @@ def served_certificate(address: str, port: int, within: float = 3.0) -> bytes | 
         return None
 
 
+def lvm_faults() -> list[str]:
+    """What is wrong with how LVM looks at DRBD's devices, a sentence each."""
+    try:
+        return lvm_filter.faults()
+    except CommandFailed as error:
+        return [str(error)]
+
+
 @dataclass(frozen=True, kw_only=True)
 class Probes:
     """How the machine is looked at; tests put their own answers here."""
@@ -87,3 +98,4 @@ class Probes:
     kvm: Callable[[], str] = kvm_trouble
     port: Callable[[str, int], str] = port_trouble
     served: Callable[[str, int], bytes | None] = served_certificate
+    lvm: Callable[[], list[str]] = lvm_faults

@@ -264,7 +264,7 @@ class _Kernel:
     @staticmethod
     def warnings() -> list[str]:
         try:
-            return lvm_filter.faults()
+            return [f"{fault} {lvm_filter.REMEDY}" for fault in lvm_filter.faults()]
         except CommandFailed as error:
             return [str(error)]
 

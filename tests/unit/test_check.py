@@ -34,6 +34,7 @@ def good(**others: Any) -> Probes:
         "kvm": lambda: "",
         "port": lambda address, port: "",
         "served": lambda address, port: None,
+        "lvm": list,
     }
     return Probes(**{**answers, **others})
 
@@ -57,6 +58,7 @@ def test_a_sound_machine_has_no_findings_and_nothing_is_made(here: Settings, tmp
     ("probe", "severity", "word"),
     [
         ({"user_id": lambda: 1000}, "error", "root"),
+        ({"lvm": lambda: ["LVM looks into DRBD's devices."]}, "warning", "global_filter"),
         ({"which": lambda name: None if name == "qemu-img" else "x"}, "error", "apt-get install qemu-utils"),
         ({"which": lambda name: None if name == "lvcreate" else "x"}, "warning", "lvm2"),
         ({"clock": lambda: 0.0}, "error", "1970-01-01"),
