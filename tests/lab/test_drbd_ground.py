@@ -142,7 +142,7 @@ def test_a_split_is_told_on_both_nodes_also_while_mcvirtd_is_away(enabled: Clust
     second.cut()
     for node in enabled.nodes:
         replica.wait(node, "not state.connected", within=60)
-        # node1's mcvirtd does not know the resource, and so its answer forbids it; node2's is away, and so there is none.
+        # node1's mcvirtd does not know the resource, and so its answer forbids it; node2's is away and gives none.
         if node is first:
             with pytest.raises(AssertionError, match="Refusing to be Primary while peer is not outdated"):
                 replica.verb(node, f"primary({replica.name!r})")
