@@ -175,6 +175,7 @@ class Daemon:
         )
         replicator = self._replicator = Replicator(node, store, presence.peers)
         store.replicate_with(replicator)
+        self._bridges = BridgesElsewhere(store, node, presence.peers)
         replicator.replaced = self._tell_replaced
         presence.replication = replicator
         self._reach = Reach(
@@ -227,6 +228,7 @@ class Daemon:
             live=presence.live.of,
             replica=self._drbd.view.info,
             bridge_problem=lambda interface: " ".join(self._bridge_faults(interface)),
+            bridges_at=self._bridges.at,
             nodes=self._reach,
         )
         places = locations_by_node(backends, node, presence.peers)
@@ -306,7 +308,6 @@ class Daemon:
             refuse_changes=self._admission.membership.refuse_changes,
         )
         tasks = TaskService(tasks=self._tasks, rights=self._rights, elsewhere=TasksElsewhere(presence.peers))
-        bridges = BridgesElsewhere(store, self._node, presence.peers)
         services: list[object] = [
             self._machines.service,
             HardDriveService(
@@ -327,7 +328,7 @@ class Daemon:
                 uploads=self._uploads,
                 fetcher=Fetcher(),
             ),
-            NetworkService(store=store, bridge_faults=self._bridge_faults, elsewhere=bridges),
+            NetworkService(store=store, bridge_faults=self._bridge_faults, elsewhere=self._bridges),
             self._drbd.service,
             AuthService(
                 store=store, sessions=self._sessions, login=login, rights=self._rights, node=self._node, clock=time.time

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from mcvirt.permissions import Access, Permission
-from mcvirt.rpc.contract import NodeArgument, Owner, OwnerOfDisk, Vm, VmOfDisk, remote
+from mcvirt.rpc.contract import NodeArgument, Owner, OwnerOfDisk, OwnerOrBackend, Vm, VmOfDisk, remote
 from mcvirt.types.storage import BackendInfo, BackendSpec, DiskInfo, IsoInfo, UploadInfo
 from mcvirt.types.vm import DiskDriver, DiskSpec
 
@@ -53,7 +53,7 @@ class HardDriveApi:
         needs=Permission.MODIFY_HARD_DRIVE,
         on=Vm("vm"),
         also={"vm": Permission.MODIFY_VM},
-        runs_at=Owner("vm"),
+        runs_at=OwnerOrBackend("vm", "spec.backend"),
         task=True,
     )
     def create(self, spec: DiskSpec, vm: str | None = None) -> DiskInfo:
@@ -70,11 +70,21 @@ class HardDriveApi:
         """Detach a hard drive from its virtual machine. Its data stays."""
         raise NotImplementedError
 
-    @remote(needs=Permission.MODIFY_HARD_DRIVE, on=Vm("vm"), also={"vm": Permission.MODIFY_VM}, task=True)
+    @remote(
+        needs=Permission.MODIFY_HARD_DRIVE,
+        on=Vm("vm"),
+        also={"vm": Permission.MODIFY_VM},
+        runs_at=OwnerOrBackend("vm", "backend"),
+        task=True,
+    )
     def import_volume(
         self, volume: str, backend: str, vm: str | None = None, driver: DiskDriver | None = None
     ) -> DiskInfo:
-        """Adopt a volume that exists on *backend* (name or ID) on this node and that nothing uses."""
+        """Adopt a volume that exists on *backend* (name or ID) and that nothing uses.
+
+        It is looked for on the node of *vm*; without one, on the node that is called, or else on the one that has the
+        backend.
+        """
         raise NotImplementedError
 
     @remote(needs=Permission.MODIFY_HARD_DRIVE, runs_at=OwnerOfDisk("disk"), task=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from mcvirt.permissions import Access, Permission
-from mcvirt.rpc.contract import Owner, Vm, remote
+from mcvirt.rpc.contract import AmongNodes, Owner, Vm, remote
 from mcvirt.types.vm import ConsoleChunk, LockState, VmChange, VmInfo, VmRow, VmSpec, VncInfo
 
 
@@ -30,10 +30,11 @@ class VmApi:
     @remote(
         needs=Permission.CREATE_VM,
         also={"spec.disks": Permission.MODIFY_HARD_DRIVE, "spec.networks": Permission.MODIFY_VM},
+        runs_at=AmongNodes("spec.nodes"),
         task=True,
     )
     def create(self, spec: VmSpec) -> VmInfo:
-        """Create a virtual machine and register it on this node.
+        """Create a virtual machine and register it on the node that is called, or the first named if that is not.
 
         The order is: the record, then each disk, then each network adapter, then the domain in libvirt. When a step
         after the first fails the machine stays, visible and repairable (VmIncomplete says what is missing), and the

@@ -59,7 +59,24 @@ class NodeOfTask(msgspec.Struct, frozen=True):
     argument: str
 
 
-Place = Owner | OwnerOfDisk | NodeArgument | NodeOfTask | None
+class OwnerOrBackend(msgspec.Struct, frozen=True):
+    """The operation runs where the virtual machine is registered that is named by *argument*.
+
+    Where none is, it runs on the node that was called if that has the storage backend named by *backend*, and otherwise
+    on the one that does; of several it is the first of a shared backend. "spec.backend" is a field of an argument.
+    """
+
+    argument: str
+    backend: str
+
+
+class AmongNodes(msgspec.Struct, frozen=True):
+    """The operation runs on the node that was called if this argument names it or is empty, else on the first named."""
+
+    argument: str
+
+
+Place = Owner | OwnerOfDisk | OwnerOrBackend | AmongNodes | NodeArgument | NodeOfTask | None
 
 
 class Remote(msgspec.Struct, frozen=True, kw_only=True):

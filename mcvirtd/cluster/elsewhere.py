@@ -42,6 +42,17 @@ class BridgesElsewhere:
         }
 
 
+    def at(self, nodes: Iterable[str], interface: str) -> Mapping[str, list[str]]:
+        """The same of those of *nodes* that answer: what can't be asked now is no reason against anything."""
+        there = [node for node in nodes if node in self._peers.reachable()]
+        answers = self._peers.call_all(there, "bridge_faults", {"interface": interface}, LOOK_WITHIN)
+        return {
+            node: msgspec.json.decode(answer, type=list[str])
+            for node, answer in answers.items()
+            if not isinstance(answer, McvirtError)
+        }
+
+
 class LocationElsewhere:
     """A backend's location on another node. Every call asks the node, and raises NodeUnreachable if it can't be."""
 

@@ -6,9 +6,17 @@ from collections.abc import Callable
 from typing import Any
 
 from mcvirt.errors import Conflict, NodeUnreachable, NotFound
-from mcvirt.rpc.contract import NodeArgument, NodeOfTask, Operation, Owner, OwnerOfDisk
+from mcvirt.rpc.contract import (
+    AmongNodes,
+    NodeArgument,
+    NodeOfTask,
+    Operation,
+    Owner,
+    OwnerOfDisk,
+    OwnerOrBackend,
+)
 from mcvirtd.auth.caller import Caller
-from mcvirtd.state.records import DiskRecord, NodeRecord, VmRecord
+from mcvirtd.state.records import BackendRecord, DiskRecord, NodeRecord, VmRecord
 from mcvirtd.state.store import Store
 
 # Hands a call on to a node, and gives its Reply in wire form.
@@ -33,6 +41,12 @@ class Router:
             if disk is None:
                 return self._node
             return self._owner_of(disk.vm) if disk.vm else self._nearest(disk.nodes)
+        if isinstance(place, OwnerOrBackend):
+            vm = self._store.get(VmRecord, arguments[place.argument] or "")
+            return (vm.node if vm is not None else None) or self._with_backend(_value(arguments, place.backend))
+        if isinstance(place, AmongNodes):
+            named = [name for name in _value(arguments, place.argument) or () if self._store.get(NodeRecord, name)]
+            return self._nearest(tuple(named))
         if isinstance(place, NodeArgument):
             return arguments[place.argument] or self._node
         if isinstance(place, NodeOfTask):
@@ -42,6 +56,13 @@ class Router:
     def _owner_of(self, name: str) -> str:
         vm = self._store.get(VmRecord, name)
         return vm.node or self._node if vm is not None else self._node
+
+    def _with_backend(self, backend: str | None) -> str:
+        every = self._store.all(BackendRecord)
+        record = next((each for each in every.values() if backend in (each.name, each.id)), None)
+        if record is None or (len(record.nodes) > 1 and not record.shared):
+            return self._node  # which of them is meant, only who calls knows
+        return self._nearest(tuple(sorted(record.nodes)))
 
     def _nearest(self, nodes: tuple[str, ...]) -> str:
         return self._node if self._node in nodes or not nodes else nodes[0]
@@ -62,3 +83,9 @@ class Router:
             if operation.remote.known_here:
                 return None
             raise
+
+
+def _value(arguments: dict[str, Any], path: str) -> Any:
+    """An argument, or a field of one: "spec.nodes"."""
+    name, _, field = path.partition(".")
+    return getattr(arguments[name], field) if field else arguments[name]

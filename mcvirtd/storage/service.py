@@ -217,9 +217,8 @@ class StorageService(StorageApi):
                 reasons.add(
                     Conflict(text=f"These are all nodes of it. `mcvirt storage delete {name}` deletes the backend.")
                 )
-            for node in dict.fromkeys(nodes):
-                with reasons.gather():
-                    self._refuse_used(record, node)
+            with reasons.gather():
+                self._refuse_used(record, frozenset(nodes))
             reasons.raise_all()
             narrower = msgspec.structs.replace(record, nodes=left)
             with self._journal.transaction() as tx:
@@ -227,8 +226,7 @@ class StorageService(StorageApi):
                     with step("Taking the marks off"):
                         self._unmark(tx, record, tuple(dict.fromkeys(nodes)))
                 with tx.commit() as change:
-                    for node in nodes:
-                        self._refuse_used(record, node)
+                    self._refuse_used(record, frozenset(nodes))
                     self._commit_nodes(change, record, left)
             return self._look(narrower) if self._node in left else _info(narrower)
 
@@ -237,6 +235,10 @@ class StorageService(StorageApi):
         if record.shared:
             for disk in self._disks_on(record):
                 change.edit(DiskRecord, disk.id, nodes=tuple(sorted(nodes)))
+            for name in {disk.vm for disk in self._disks_on(record) if disk.vm is not None}:
+                vm = change.get(VmRecord, name)
+                if vm is not None and not set(vm.nodes) <= set(nodes):
+                    change.edit(VmRecord, name, nodes=tuple(node for node in vm.nodes if node in nodes))
 
     def _check_sameness(self, record: BackendRecord, added: tuple[str, ...], reasons: Reasons) -> None:
         """A shared backend must be the same storage on a new node, any other must not."""
@@ -318,25 +320,26 @@ class StorageService(StorageApi):
     def _disks_on(self, record: BackendRecord) -> tuple[DiskRecord, ...]:
         return tuple(disk for disk in self._store.all(DiskRecord).values() if disk.backend == record.name)
 
-    def _refuse_used(self, record: BackendRecord, node: str | None = None) -> None:
-        """Raise InUse if hard drives need the backend, or, where *node* is named, need it there."""
-        disks = [disk for disk in self._disks_on(record) if node is None or self._needs(disk, record, node)]
+    def _refuse_used(self, record: BackendRecord, nodes: frozenset[str] | None = None) -> None:
+        """Raise InUse if hard drives need the backend, or, where *nodes* are named, need it there."""
+        disks = [disk for disk in self._disks_on(record) if nodes is None or self._needs(disk, record, nodes)]
         if disks:
             users = ", ".join(f"hard drive {disk.id}" + (f" of '{disk.vm}'" if disk.vm else "") for disk in disks)
-            raise InUse(
-                kind="Storage backend", name=record.name, users=users, hint="Delete the hard drives first.", node=node
-            )
+            hint = "Delete the hard drives first."
+            if nodes is not None and record.shared:
+                hint = "Register these virtual machines on another node first, with `mcvirt unregister` and `register`."
+            raise InUse(kind="Storage backend", name=record.name, users=users, hint=hint)
         if any(name == record.name for name, _ in backends.being_made(self._store)):
             raise Conflict(
                 text=f"A hard drive is being made on storage backend '{record.name}', or could not be taken away yet. "
                 "`mcvirt task list` shows the task."
             )
 
-    def _needs(self, disk: DiskRecord, record: BackendRecord, node: str) -> bool:
+    def _needs(self, disk: DiskRecord, record: BackendRecord, nodes: frozenset[str]) -> bool:
         if not record.shared:
-            return node in disk.nodes
+            return not nodes.isdisjoint(disk.nodes)
         vm = self._store.get(VmRecord, disk.vm) if disk.vm else None
-        return vm is not None and (vm.node == node or vm.nodes == (node,))
+        return vm is not None and (vm.node in nodes or nodes.issuperset(vm.nodes))
 
 
 def _plain(record: BackendRecord) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import secrets
 import string
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import msgspec
 
@@ -19,7 +19,7 @@ from mcvirt.errors import AlreadyExists, Conflict, McvirtError, TaskCancelled, V
 from mcvirt.types.vm import DiskDriver, DiskSpec, GraphicsDriver, Machine, VmSpec
 from mcvirt.units import format_size
 from mcvirtd.reasons import Reasons
-from mcvirtd.state.records import VmRecord
+from mcvirtd.state.records import NetworkRecord, VmRecord
 from mcvirtd.state.store import Store
 from mcvirtd.storage.disks import DiskPlan
 from mcvirtd.tasks.task import current_task, step
@@ -49,6 +49,7 @@ class Creation:
         self._disks = ground.disks
         self._node = ground.node
         self._bridge_problem = ground.bridge_problem
+        self._bridges_at = ground.bridges_at
         self._remove = remove
 
     def plan(self, spec: VmSpec) -> Plan:
@@ -78,6 +79,7 @@ class Creation:
         with reasons.gather():
             disks = self._disks.plan(spec.disks, node=self._node, nodes=spec.nodes)
             checks.places(machine, [(slot, disk.driver) for slot, disk in enumerate(disks, 1)])
+        self._check_other_nodes(spec, disks, reasons)
         reasons.raise_all()
         vm = VmRecord(
             name=spec.name,
@@ -96,6 +98,21 @@ class Creation:
             ),
         )
         return Plan(vm=vm, disks=disks, networks=spec.networks)
+
+    def _check_other_nodes(self, spec: VmSpec, disks: Sequence[DiskPlan], reasons: Reasons) -> None:
+        """All nodes that are to be able to run the machine have what it stands on."""
+        others = [name for name in dict.fromkeys(spec.nodes) if name != self._node]
+        for node in others:
+            for slot, disk in enumerate(disks, 1):
+                if node not in disk.nodes:
+                    there = ", ".join(f"'{name}'" for name in disk.nodes)
+                    reasons.add(Conflict(text=f"Node '{node}' could not run it: disk {slot} would be on {there} only."))
+        for name in dict.fromkeys(spec.networks):
+            record = self._store.get(NetworkRecord, name)
+            faults = self._bridges_at(others, record.interface) if record is not None and others else {}
+            for node, found in sorted(faults.items()):
+                if found:
+                    reasons.add(Conflict(text=f"Network '{name}' can't be used on node '{node}': {' '.join(found)}"))
 
     def _nodes_of(self, disks: tuple[DiskPlan, ...]) -> tuple[str, ...]:
         """The nodes that can have all the disks: with networks, which are everywhere, that is all a machine needs."""

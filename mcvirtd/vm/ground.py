@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
 from mcvirtd.hypervisor.verbs import HypervisorVerbs
@@ -16,7 +16,10 @@ from mcvirtd.vm.domains import Domains
 
 @dataclass(frozen=True, kw_only=True)
 class Ground:
-    """The node's parts. *bridge_problem* says why machines can't be connected to an interface, '' if they can."""
+    """The node's parts. *bridge_problem* says why machines can't be connected to an interface, '' if they can.
+
+    *bridges_at* says that of other nodes, as far as they answer.
+    """
 
     node: str
     store: Store
@@ -27,3 +30,4 @@ class Ground:
     designs: Designer
     disks: Disks
     bridge_problem: Callable[[str], str]
+    bridges_at: Callable[[Iterable[str], str], Mapping[str, list[str]]] = lambda nodes, interface: {}  # noqa: ARG005

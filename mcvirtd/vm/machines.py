@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 
 from mcvirt.types.drbd import DrbdInfo
 from mcvirtd.auth.grants import drop_vm
@@ -30,7 +30,7 @@ class Machines:
     """*service* answers the contract VmApi; *changes* attaches and detaches hard drives for others.
 
     *live* is what is known of another node, *replica* of a replicated hard drive; *bridge_problem* says why machines
-    can't be connected to an interface here, *nodes* whether another node is there.
+    can't be connected to an interface here, *bridges_at* why not on other nodes, *nodes* whether another node is there.
     """
 
     def __init__(
@@ -48,6 +48,7 @@ class Machines:
         live: Callable[[str], Known],
         replica: Callable[[DiskRecord], DrbdInfo | None],
         bridge_problem: Callable[[str], str],
+        bridges_at: Callable[[Iterable[str], str], Mapping[str, list[str]]],
         nodes: Nodes,
     ) -> None:
         designs = Designer(store, disks, isos, accelerator, console_directory)
@@ -64,6 +65,7 @@ class Machines:
             designs=designs,
             disks=disks,
             bridge_problem=bridge_problem,
+            bridges_at=bridges_at,
         )
         deletion = Deletion(ground, drop_vm)
         self.changes = Changes(ground)

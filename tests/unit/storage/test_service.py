@@ -20,7 +20,7 @@ from mcvirt.errors import (
 from mcvirt.types.storage import BackendInfo, BackendSpec, BackendType, VolumeFormat
 from mcvirt.types.vm import DiskDriver, StorageType
 from mcvirt.units import GIB
-from mcvirtd.state.records import BackendRecord, DiskRecord
+from mcvirtd.state.records import BackendRecord, DiskRecord, NodeRecord, VmRecord
 from mcvirtd.storage.file_volumes import FileVolumes
 from mcvirtd.storage.looking import Looking
 from mcvirtd.storage.service import StorageService
@@ -407,6 +407,19 @@ class TestNodes:
         with pytest.raises(InUse, match="'web1'"):
             world.storage.remove_nodes("pool", ("n2",))
         world.storage.remove_nodes("pool", ("n1",))
+        assert world.store.all(VmRecord)["web1"].nodes == ("n2",), "it can run there no more"
+
+    def test_remove_of_all_nodes_that_a_machine_may_run_on(self, world: World) -> None:
+        world.second_node()
+        world.put(NodeRecord(name="n3", id="n3"))
+        world.places["n3"] = world.places["n2"]
+        world.places["n2"].simulated["san"] = world.here.make("san")
+        world.storage.create(lvm(location="san", shared=True))
+        world.vm("web1", node=None, nodes=("n1", "n2"))
+        world.put(disk("pool", vm="web1", nodes=("n1", "n2", "n3")))
+        with pytest.raises(InUse, match="'web1'"):
+            world.storage.remove_nodes("pool", ("n1", "n2"))
+        assert world.store.all(VmRecord)["web1"].nodes == ("n1", "n2")
 
     def test_failure_leaves_it_as_it_was(self, world: World) -> None:
         world.lvm("pool")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 import pytest
 
@@ -11,6 +11,7 @@ from mcvirt.errors import (
     Conflict,
     McvirtError,
     NotFound,
+    SeveralReasons,
     TooManyDisks,
     UnsuitableNode,
     VmAlreadyRunning,
@@ -179,3 +180,22 @@ def test_names_against_the_rules(world: World, name: str) -> None:
     error = act(world, lambda: world.vms.create(VmSpec(name=name, memory=64 * MIB, cpu_count=1)))
     assert isinstance(error, BadArgument)
     assert world.store.all(VmRecord) == {}
+
+
+def test_every_node_that_is_to_run_it_must_have_what_it_stands_on(world: World) -> None:
+    world.second_node()
+    asked: list[tuple[tuple[str, ...], str]] = []
+
+    def bridges_at(nodes: Iterable[str], interface: str) -> dict[str, list[str]]:
+        asked.append((tuple(nodes), interface))
+        return {"n2": [f"There is no bridge {interface}."]}
+
+    world.creation._bridges_at = bridges_at
+    disks = (DiskSpec(size=8 * MIB), DiskSpec(size=8 * MIB))
+    spec = VmSpec(name="web9", memory=64 * MIB, cpu_count=1, disks=disks, networks=("lan",), nodes=("n2", "n1"))
+    error = act(world, lambda: world.vms.create(spec))
+    assert isinstance(error, SeveralReasons)
+    assert "Node 'n2' could not run it: disk 1 would be on 'n1' only; Node 'n2' could not run it: disk 2" in str(error)
+    assert "Network 'lan' can't be used on node 'n2': There is no bridge br0" in str(error)
+    assert asked == [(("n2",), "br0")]
+    world.assert_whole()

@@ -92,6 +92,7 @@ class World(storage.World):
         deletion = Deletion(ground, drop_vm)
         self.changes = Changes(ground)
         power = Power(ground)
+        self.creation = Creation(ground, deletion.remove)
         self.reach = Reach()
         self.vms = VmService(
             store=self.store,
@@ -99,7 +100,7 @@ class World(storage.World):
             hypervisor=self.hypervisor,
             domains=self.domains,
             designs=self.designs,
-            creation=Creation(ground, deletion.remove),
+            creation=self.creation,
             changes=self.changes,
             power=power,
             deletion=deletion,
