@@ -366,6 +366,7 @@ class Daemon:
             backends=self._backends(self._node),
             reaches=self._reach.how,
             drbd=self._drbd.here,
+            finds=self._reach.finds,
         )
         server.register(publish(PeerApi, peer_service, self._guard), PeerApi.object_id)
         server.register(publish(JoinApi, self._admission.newcomer, self._guard), JoinApi.object_id)

@@ -68,6 +68,11 @@ class ClusterApi:
         """The changes that *node* (None: the one that is called) made as a leader that had been replaced."""
         raise NotImplementedError
 
+    @remote(needs=Permission.MANAGE_CLUSTER, runs_at=NodeArgument("node"))
+    def clear_conflicts(self, conflicts: tuple[int, ...], node: str | None = None) -> int:
+        """Delete what `conflicts` has shown, by ID; returns how many there were. Nothing brings it back."""
+        raise NotImplementedError
+
     @remote(needs=Permission.MANAGE_CLUSTER)
     def reset(self) -> None:
         """Make the node that is called a cluster of its own, with an empty configuration.

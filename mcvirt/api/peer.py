@@ -54,6 +54,11 @@ class PeerApi:
         raise NotImplementedError
 
     @remote(needs=Access.PEER, reads=True)
+    def finds(self, address: str, port: int) -> str:
+        """Why the calling node is not found at *address*, in a sentence; '' if it is."""
+        raise NotImplementedError
+
+    @remote(needs=Access.PEER, reads=True)
     def bridge_faults(self, interface: str) -> tuple[str, ...]:
         """What keeps machines of this node from being connected to *interface*, a sentence each."""
         raise NotImplementedError

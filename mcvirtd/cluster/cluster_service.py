@@ -87,6 +87,9 @@ class ClusterService(ClusterApi):
             for kept in self._membership.replicator.log.conflicts()
         )
 
+    def clear_conflicts(self, conflicts: tuple[int, ...], node: str | None = None) -> int:  # noqa: ARG002
+        return self._membership.replicator.log.clear_conflicts(conflicts)
+
     def reset(self) -> None:
         membership = self._membership
         if membership.removed is None and membership.joining is None:

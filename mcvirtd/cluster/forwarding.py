@@ -105,7 +105,9 @@ class PeerService(PeerApi):
         backends: BackendsOnNode,
         reaches: Callable[[str], str],
         drbd: Drbd,
+        finds: Callable[[str, str, int], str],
     ) -> None:
+        self._finds = finds
         self._reaches = reaches
         self._drbd = drbd
         self._bridge_faults = bridge_faults
@@ -161,6 +163,10 @@ class PeerService(PeerApi):
     def reaches(self, node: str) -> str:
         """How this node knows that *node* is on, in words; '' if it does not."""
         return self._reaches(node)
+
+    def finds(self, address: str, port: int) -> str:
+        """Why the calling node is not found at *address*, in a sentence; '' if it is."""
+        return self._finds(current_caller().peer, address, port)
 
     def bridge_faults(self, interface: str) -> tuple[str, ...]:
         """What keeps machines of this node from being connected to *interface*."""

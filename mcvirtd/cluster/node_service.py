@@ -92,6 +92,8 @@ class NodeService(NodeApi):
         # Set by who knows: how far a node is, and what is to be said of this one's place in the cluster.
         self.revision_of: Callable[[str], int | None] = lambda node: None  # noqa: ARG005
         self.status: Callable[[], str] = lambda: "Local"
+        # Raises if other members that answer would not find this node at an address.
+        self.try_address: Callable[[str], None] = lambda address: None  # noqa: ARG005
         self._processors = _ProcessorUse(host.cpu_times)
 
     def list(self) -> tuple[NodeInfo, ...]:
@@ -120,6 +122,9 @@ class NodeService(NodeApi):
         fault = network.address_fault(found)
         if fault:
             raise BadArgument(what=f"address {found}", why=fault)
+        record = self._store.get(NodeRecord, self._node)
+        if record is not None and record.address != found:
+            self.try_address(found)
         with self._store.change() as change:
             others = [record for record in change.all(NodeRecord).values() if record.name != self._node]
             taken = next((record.name for record in others if record.address == found), None)

@@ -96,6 +96,18 @@ class _Link:
         self.silent("it is no longer a member.")
         self.wake.set()
 
+    def moved(self, record: NodeRecord, connect: Callable[[], Connection]) -> _Link:
+        """The link to the same node at its new address; what is being asked at the old one is still answered there."""
+        new = _Link(self.name, record, connect)
+        with self._lock:
+            self.ended = True
+            new._reachable, new._reason, new._heard = self._reachable, self._reason, self._heard
+            idle, self._idle = self._idle, []
+        for connection in idle:
+            connection.close()
+        self.wake.set()
+        return new
+
     def call(self, object_id: str, operation: str, arguments: dict[str, Any], within: float) -> bytes:
         connection = self._take()
         sound = False
@@ -119,7 +131,7 @@ class _Link:
     def _give(self, connection: Connection, sound: bool) -> None:
         with self._lock:
             self._busy.discard(connection)
-            if sound and self._reachable is not False and len(self._idle) < _IDLE_KEPT:
+            if sound and self._reachable is not False and not self.ended and len(self._idle) < _IDLE_KEPT:
                 self._idle.append(connection)
                 return
         connection.close()
@@ -165,12 +177,17 @@ class Peers:
         with self._lock:
             others = self._members.others()
             for name, link in list(self._links.items()):
-                if name not in others or _place(others[name]) != _place(link.record):
+                if name not in others or others[name].fingerprint != link.record.fingerprint:
                     self._links.pop(name).end()
+                elif _place(others[name]) != _place(link.record):
+                    self._begin(link.moved(others[name], partial(self._connect, others[name])))
             for name, record in others.items():
                 if name not in self._links:
-                    link = self._links[name] = _Link(name, record, partial(self._connect, record))
-                    threading.Thread(target=self._beat_on, args=(link,), name=f"beat-{name}", daemon=True).start()
+                    self._begin(_Link(name, record, partial(self._connect, record)))
+
+    def _begin(self, link: _Link) -> None:
+        self._links[link.name] = link
+        threading.Thread(target=self._beat_on, args=(link,), name=f"beat-{link.name}", daemon=True).start()
 
     def close(self) -> None:
         """End all connections."""

@@ -7,18 +7,23 @@ import threading
 from collections.abc import Callable, Collection
 from typing import Protocol
 
+import msgspec
+
+from mcvirt.errors import Conflict, McvirtError
 from mcvirt.types.peer import Beat, BeatAnswer
 from mcvirtd.cluster.forwarding import NoReplication, Replication
 from mcvirtd.cluster.keys import Keys
 from mcvirtd.cluster.live import Known, Live
 from mcvirtd.cluster.members import Members
 from mcvirtd.cluster.node_service import NodeService
-from mcvirtd.cluster.peers import Peers
+from mcvirtd.cluster.peers import DEFAULT_PORT, Peers
 from mcvirtd.hypervisor.verbs import HypervisorVerbs
 from mcvirtd.state.records import NodeRecord
+from mcvirtd.state.replication import given_up
 from mcvirtd.state.store import Change, Store
 
 log = logging.getLogger(__name__)
+FIND_WITHIN = 6.0
 
 
 class Listener(Protocol):
@@ -61,6 +66,7 @@ class Presence:
             live=self._known,
             warnings=lambda: self.warnings(),  # noqa: PLW0108 - it is set later
         )
+        self.nodes.try_address = self.try_address
         self.live = Live(
             hypervisor=hypervisor,
             info=self.nodes.here,
@@ -110,6 +116,30 @@ class Presence:
         except OSError as error:
             log.error("can't listen on the cluster address %s: %s", address, error.strerror)
 
+    def try_address(self, address: str) -> None:
+        """Listen at *address* as well, and raise Conflict unless every member that answers finds this node there.
+
+        Whoever stores it in the record has it used; otherwise `listen` ends that.
+        """
+        others = [name for name in self.peers.reachable() if name not in given_up()]
+        record = self._store.get(NodeRecord, self._node)
+        if self._listener is None or record is None or not others:
+            return
+        try:
+            self._listener.listen_also([each for each in (record.address, address) if each])
+            asked = {"address": address, "port": record.port or DEFAULT_PORT}
+            answers = self.peers.call_all(others, "finds", asked, FIND_WITHIN)
+        except OSError as error:
+            raise Conflict(text=f"Nothing can listen at address {address}: {error.strerror}.") from None
+        faults = [
+            f"node '{node}' does not find it there: {fault}"
+            for node, answer in sorted(answers.items())
+            if (fault := str(answer) if isinstance(answer, McvirtError) else msgspec.json.decode(answer, type=str))
+        ]
+        if faults:
+            self._listener.listen_also([record.address] if record.address else [])
+            raise Conflict(text=f"Node '{self._node}' can't have the address {address}: {'; '.join(faults)}")
+
     def _known(self, node: str) -> Known:
         return self.live.of(node)
 
@@ -137,6 +167,7 @@ class Presence:
     def _follow(self) -> None:
         with self._following:
             if self._listener is not None and self.address != self._listens_at:
-                self.take_identity()
+                # Connections that there are go on: the answer to this very change may be on its way through one.
+                self.renew_certificate()
                 self.listen()
             self.peers.refresh()

@@ -9,6 +9,7 @@ import msgspec
 
 from mcvirt.errors import LeaderUnreachable, McvirtError
 from mcvirtd.cluster.peers import DEFAULT_PORT, Peers, PeerStatus
+from mcvirtd.cluster.tls import pinned_context
 from mcvirtd.state.records import NodeRecord
 from mcvirtd.state.replication import given_up
 
@@ -28,6 +29,17 @@ def knock(address: str, port: int, within: float = KNOCK_WITHIN) -> bool:
     except OSError:
         return False
     return True
+
+
+def identify(address: str, port: int, fingerprint: str, within: float = KNOCK_WITHIN) -> str:
+    """Why a node with the key *fingerprint* is not found at *address*, in a sentence; '' if it is."""
+    try:
+        with socket.create_connection((address, port), timeout=within) as plain:
+            pinned_context(fingerprint).wrap_socket(plain, server_hostname=address).close()
+    except OSError as error:
+        reason = "it does not answer there in time" if isinstance(error, TimeoutError) else error.strerror or str(error)
+        return f"{reason}."
+    return ""
 
 
 class Reach:
@@ -61,6 +73,11 @@ class Reach:
         if record is None or not record.address:
             return ""
         return ONLY_MACHINE if self._knock(record.address, record.port or DEFAULT_PORT) else ""
+
+    def finds(self, node: str, address: str, port: int) -> str:
+        """Why *node*, another member, is not found at *address*, in a sentence; '' if it is."""
+        record = self._members().get(node)
+        return identify(address, port, record.fingerprint) if record is not None else "it is no member."
 
     def witness(self, node: str) -> str:
         """Who knows that *node* is there, and how, in a sentence; '' if nobody who can be asked does."""

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import msgspec
@@ -125,6 +125,13 @@ class StateLog:
             Conflict(id=number, time=when, epoch=Epoch(epoch, leader), revision=revision, data=data)
             for number, when, epoch, leader, revision, data in rows
         ]
+
+    def clear_conflicts(self, numbers: Collection[int]) -> int:
+        """Delete those of them; returns how many there were."""
+        there = {kept.id for kept in self.conflicts()} & set(numbers)
+        for number in there:
+            self._store.execute("DELETE FROM conflict WHERE id = ?", (number,))
+        return len(there)
 
     # --- changes ----------------------------------------------------------------------------------------------------
 

@@ -7,8 +7,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from cryptography import x509
 
-from tests.node.cluster_fixture import ClusterNodes
+from tests.node.cluster_fixture import ClusterNodes, certificate
 from tests.node.mcvirt_node import BRIDGE
 from tests.node.test_cluster_changes import until
 
@@ -199,3 +200,40 @@ def test_machine_on_a_shared_backend_moves_to_another_node(cluster: ClusterNodes
     cluster[1].mcvirt("stop", "moving1")
     cluster[1].mcvirt("delete", "moving1")
     assert not [entry for entry in made[0].iterdir() if entry.name.startswith("mcvirt-hd")]
+
+
+def test_volumes_are_imported_and_machines_created_where_they_can_be(cluster: ClusterNodes) -> None:
+    made = places(cluster, "routed")
+    cluster[1].mcvirt("storage", "create", "only3", "--type", "File", "--node", "node3", str(made[2]))
+    (made[2] / "old").write_bytes(b"\0" * 1024**2)
+    assert cluster[1].json("hard-drive", "import", "old", "only3")["nodes"] == ["node3"]
+    new = ["--memory", "64", "--cpu-count", "1", "--disk-size", "4", "--storage-backend", "only3"]
+    said = refused(cluster, 1, "create", "both1", *new, "--nodes", "node3", "--nodes", "node2")
+    assert "Node 'node2' could not run it: disk 1 would be on 'node3' only" in " ".join(said.split())
+    cluster[1].mcvirt("create", "three1", *new, "--nodes", "node3")
+    assert cluster[2].json("info", "three1")["node"] == "node3"
+
+
+def test_address_of_a_member_is_changed(cluster: ClusterNodes) -> None:
+    node = cluster[2]
+    node.host.run(["ip", "address", "add", "10.99.0.2/32", "dev", "lo"])
+    said = " ".join(refused(cluster, 2, "node", "--set-ip-address", "10.99.0.2").split())
+    assert "node 'node1' does not find it there" in said
+    assert "node 'node3' does not find it there" in said
+    assert addresses(cluster) == {cluster.address(2)}
+    new = "10.77.0.12"
+    node.host.run(["ip", "address", "add", f"{new}/24", "dev", "eth0"])
+    node.mcvirt("node", "--set-ip-address", new)
+    until(lambda: addresses(cluster) == {new}, "all know it")
+    knock = f"import socket; socket.create_connection(('{cluster.address(2)}', 9090), 5)"
+    until(lambda: "refused" in cluster[1].python(knock, check=False).stderr, "nothing listens at the old one")
+    connected(cluster)
+    names = certificate(node).extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+    assert new in [str(address) for address in names.get_values_for_type(x509.IPAddress)]
+    assert node.mcvirt("network", "delete", "solo").returncode == 0
+    assert cluster[1].json("info", "three1")["node"] == "node3"
+    assert cluster[2].json("cluster", "conflicts", "--clear", "--node", "node1") == {"cleared": 0}
+
+
+def addresses(cluster: ClusterNodes) -> set[str]:
+    return {row["address"] for node in cluster for row in node.json("info") if row["name"] == "node2"}

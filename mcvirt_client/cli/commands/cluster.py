@@ -117,11 +117,24 @@ def _promote(context: Context) -> None:
 
 def _conflicts_arguments(parser: Parser) -> None:
     parser.argument("--node", metavar="NODE", live="node", help="the node that has them; none: this one")
+    parser.add_argument("--clear", action="store_true", help="show them, and delete them for good")
 
 
 def _conflicts(context: Context) -> None:
-    found = context.client.cluster.conflicts(context.args.node)
-    context.out.value(found, lambda: _conflict_table(context, found))
+    args = context.args
+    found = context.client.cluster.conflicts(args.node)
+    if not args.clear:
+        context.out.value(found, lambda: _conflict_table(context, found))
+        return
+    context.out.warn(_conflict_table(context, found).rstrip("\n"))
+    if not found:
+        context.done("", {"cleared": 0})
+        return
+    if not args.yes and not context.interactive:
+        raise UsageError("To delete them needs --yes here.", "Nobody can be asked.")
+    context.confirm("Delete these changes for good?")
+    cleared = context.client.cluster.clear_conflicts(tuple(kept.id for kept in found), args.node)
+    context.done(f"Successfully deleted {cleared} changes that were kept aside", {"cleared": cleared})
 
 
 def _conflict_table(context: Context, found: tuple[ConflictInfo, ...]) -> str:
@@ -199,7 +212,11 @@ COMMANDS = {
                 "Show changes that only one node had when another one became leader",
                 _conflicts,
                 _conflicts_arguments,
-                examples=("mcvirt cluster conflicts", "mcvirt cluster conflicts --node node1"),
+                examples=(
+                    "mcvirt cluster conflicts",
+                    "mcvirt cluster conflicts --node node1",
+                    "mcvirt cluster conflicts --clear --yes",
+                ),
             ),
             "reset": Command(
                 "Make a node that was removed while it was away a cluster of its own",

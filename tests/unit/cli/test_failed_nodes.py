@@ -1,12 +1,14 @@
-"""--ignore-failed-nodes: which nodes do not answer is said, and asked about, before anything is done."""
+"""What is said, and asked about, before anything is done that could do harm to a cluster."""
 
 from __future__ import annotations
 
+from datetime import UTC, datetime
 from typing import Any
 
 import pytest
 
 from mcvirt.types.cluster import NodeInfo
+from mcvirt.types.membership import ConflictInfo
 from mcvirt_client.cli.context import Context
 from tests.unit.cli.fake import Client, run_with
 
@@ -92,3 +94,14 @@ def test_failover_has_the_nodes_name_typed(monkeypatch: pytest.MonkeyPatch) -> N
     client = Client()
     assert failing_over(client, monkeypatch, "yes") == 3
     assert "vms.failover" not in asked(client)
+
+
+def test_conflicts_are_shown_before_they_are_deleted(capsys: pytest.CaptureFixture[str]) -> None:
+    kept = ConflictInfo(id=7, time=datetime.now(UTC), leader="n1", epoch=1, revision=9, what=("user alice",))
+    client = Client(cluster__conflicts=(kept,), cluster__clear_conflicts=1)
+    assert run_with(client, "cluster conflicts --clear") == 2
+    assert "user alice" in capsys.readouterr().err
+    assert asked(client) == ["cluster.conflicts"]
+    assert run_with(client, "cluster conflicts --clear --yes --node n2") == 0
+    assert client.calls[-1] == ("cluster.clear_conflicts", ((7,), "n2"), {})
+    assert run_with(Client(cluster__conflicts=()), "cluster conflicts --clear") == 0

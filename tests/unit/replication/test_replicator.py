@@ -270,6 +270,10 @@ def test_with_two_members_promotion_needs_a_word_and_the_old_leader_keeps_aside_
     assert two.networks("n1") == {"lan"}
     kept = [conflict for conflict in two.members["n1"].log.conflicts() if "alone" in conflict.data]
     assert kept and kept[0].epoch.leader == "n1"
+    log = two.members["n1"].log
+    shown = [conflict.id for conflict in log.conflicts()]
+    assert log.clear_conflicts([*shown[1:], 10_000]) == len(shown) - 1
+    assert [conflict.id for conflict in log.conflicts()] == shown[:1]
 
 
 def test_a_planned_promotion_takes_over_from_a_leader_that_lives(three: Cluster) -> None:
