@@ -13,6 +13,7 @@ from mcvirt.errors import (
     BadArgument,
     Conflict,
     DiskInUse,
+    McvirtError,
     NotFound,
     VolumeUnusable,
 )
@@ -180,7 +181,7 @@ class Disks:
 
     def forget(self, record: DiskRecord) -> None:
         """Delete the record of a detached disk whose data is out of reach; Conflict if it is not."""
-        if not self.available(record):
+        if not self.available(record) and self._can_be_deleted(record):
             raise Conflict(text=f"The data of hard drive {record.id} is there. Delete it with `--forget` left out.")
         with step(f"Forgetting hard drive {record.id}"):
             self._of(record).forget(record)
@@ -189,6 +190,13 @@ class Disks:
                 if now is not None and now.vm is not None:
                     raise DiskInUse(disk=record.id, vm=now.vm)
                 self.drop(change, record.id)
+
+    def _can_be_deleted(self, record: DiskRecord) -> bool:
+        try:
+            self.check_delete(record)
+        except McvirtError:
+            return False
+        return True
 
     def adopt(self, volume: str, backend: str, driver: DiskDriver | None = None) -> DiskRecord:
         """A record for a volume that exists on *backend* (name or ID) on this node, and that nothing uses.

@@ -6,7 +6,7 @@ from typing import Protocol
 
 from mcvirt import names
 from mcvirt.api.storage import HardDriveApi
-from mcvirt.errors import BackendUnavailable, Conflict, DiskInUse, VmNotFound
+from mcvirt.errors import BackendUnavailable, Conflict, DiskInUse, NodeUnreachable, VmNotFound
 from mcvirt.types.storage import DiskInfo
 from mcvirt.types.vm import DiskDriver, DiskSpec
 from mcvirtd.reasons import Reasons
@@ -129,9 +129,9 @@ class HardDriveService(HardDriveApi):
             with reasons.gather():
                 try:
                     self._disks.check_delete(record)
-                except BackendUnavailable as error:
+                except (BackendUnavailable, NodeUnreachable) as error:
                     hint = f"If it is gone for good, `mcvirt hard-drive delete {disk} --forget` forgets the hard drive."
-                    raise BackendUnavailable(**{**error.fields, "reason": f"{error.reason} {hint}"}) from None
+                    raise type(error)(**{**error.fields, "reason": f"{error.fields['reason']} {hint}"}) from None
             with reasons.gather():
                 self._disks.check_unused(record)
             reasons.raise_all()

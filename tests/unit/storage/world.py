@@ -96,14 +96,7 @@ class World:
         self.tasks = Tasks(self.store, self.journal, "n1")
         self.used: set[str] = set()
         self.away: set[str] = set()
-        self.disks = Disks(
-            store=self.store,
-            journal=self.journal,
-            locks=self.locks,
-            nodes=self.node,
-            node="n1",
-            used_paths=lambda: self.used,
-        )
+        self.disks = self.make_disks()
         self.storage = StorageService(
             store=self.store, journal=self.journal, locks=self.locks, nodes=self.node, node="n1"
         )
@@ -118,6 +111,16 @@ class World:
         )
         if self.store.get(NodeRecord, "n1") is None:
             self.put(NodeRecord(name="n1", id="n1"))
+
+    def make_disks(self) -> Disks:
+        return Disks(
+            store=self.store,
+            journal=self.journal,
+            locks=self.locks,
+            nodes=self.node,
+            node="n1",
+            used_paths=lambda: self.used,
+        )
 
     def node(self, name: str) -> BackendsOnNode:
         if name in self.away:
@@ -158,9 +161,13 @@ class World:
 
     def after_power_loss(self) -> World:
         """The next process, on a copy of the state as it is on disk at this moment, and on the same storage."""
+        return World(self.copy(), self.places)
+
+    def copy(self) -> Path:
+        """A directory with the state as it is on disk at this moment."""
         copy = self.directory / f"after-{len(list(self.directory.glob('after-*')))}"
         shutil.copytree(self.state, copy / "state")
-        return World(copy, self.places)
+        return copy
 
     def journal_rows(self) -> list[tuple[str, str]]:
         return [(str(act), str(way)) for act, way in self.store.query("SELECT act, direction FROM journal")]

@@ -1,0 +1,265 @@
+"""Replicated hard drives: two legs, one on each of two nodes, made and deleted together.
+
+The node at which this is done keeps the journal. Before anything exists a claim is stored in the whole cluster; the
+legs are made at the same time, by the node that each is on; and the change that stores the hard drive's record takes
+the claim away. Until then everything is undone by one act that goes by the claim, on both nodes, however often it
+takes: the claim, and so the minor and the port, is given up only when neither node has anything left.
+"""
+
+from __future__ import annotations
+
+import logging
+import secrets
+import string
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor, wait
+from typing import TypeVar
+
+import msgspec
+
+from mcvirt.errors import Conflict, McvirtError, NodeUnreachable, TaskCancelled
+from mcvirt.types.drbd import ResourceState
+from mcvirt.types.replica import LegCommand, LegSpec, Outlook
+from mcvirtd.drbd.claims import claim
+from mcvirtd.drbd.config import metadata_size, resource_name
+from mcvirtd.drbd.local_legs import Legs, States
+from mcvirtd.drbd.roles import Roles
+from mcvirtd.state.records import DiskRecord, NodeRecord, Replica, ReplicaClaimRecord
+from mcvirtd.state.store import Change, Store
+from mcvirtd.storage.kind import DiskSource, UsedPaths
+from mcvirtd.storage.local_disks import refuse_used
+from mcvirtd.storage.planning import DiskPlan
+from mcvirtd.tasks.task import current_task, step
+from mcvirtd.tasks.transaction import Journal, Transaction
+
+log = logging.getLogger(__name__)
+T = TypeVar("T")
+
+UNDO_CREATE = "drbd.undo_create"
+CONNECT_WITHIN = 60.0
+AGREE_WITHIN = 60.0
+_ALPHABET = string.ascii_letters + string.digits
+_SECRET_LENGTH = 40
+_LOOK_FOR_CANCEL = 0.1
+_AT_ONCE = 64
+
+
+class ReplicatedDisks:
+    """See DiskKind, and Replicas. *legs* are those on each node, *states* what this node's kernel says."""
+
+    def __init__(
+        self,
+        *,
+        store: Store,
+        journal: Journal,
+        node: str,
+        legs: Callable[[str], Legs],
+        states: States,
+        roles: Roles,
+        used_paths: UsedPaths,
+    ) -> None:
+        self._store = store
+        self._node = node
+        self._legs = legs
+        self._states = states
+        self._roles = roles
+        self._used_paths = used_paths
+        self._pool = ThreadPoolExecutor(_AT_ONCE, thread_name_prefix="leg")
+        journal.register(UNDO_CREATE, self._undo_create)
+
+    # --- planning -----------------------------------------------------------------------------------------------------
+
+    def needed(self, size: int) -> int:
+        """How many bytes a leg takes on its backend."""
+        return size + metadata_size(size)
+
+    def outlooks(self, needed: Mapping[str, Mapping[str, int]]) -> Mapping[str, Outlook | McvirtError]:
+        """What stands against new legs on the nodes, asked at the same time."""
+        asked = {node: self._pool.submit(self._outlook, node, sizes) for node, sizes in needed.items()}
+        return {node: future.result() for node, future in asked.items()}
+
+    def _outlook(self, node: str, needed: Mapping[str, int]) -> Outlook | McvirtError:
+        try:
+            return self._legs(node).outlook(needed)
+        except McvirtError as error:
+            return error
+
+    # --- checks: they change nothing ----------------------------------------------------------------------------------
+
+    def available(self, record: DiskRecord) -> str:
+        """Why the disk can't be used on this node now, in a sentence; '' if it can."""
+        return self._roles.problem(record)
+
+    def source(self, record: DiskRecord) -> DiskSource:
+        """DRBD's device, which is the same on both nodes."""
+        return DiskSource(path=_device(record), kind="block", format="raw")
+
+    def check_grow(self, record: DiskRecord, new_size: int) -> None:
+        """Raise all that stands against growing both sides."""
+        self._roles.check_both(record)
+        more = self.needed(new_size) - self.needed(record.size)
+        faults: list[str] = []
+        for answer in self.outlooks({node: {record.backend: more} for node in record.nodes}).values():
+            faults += [str(answer)] if isinstance(answer, McvirtError) else answer.faults
+        if faults:
+            raise Conflict(text=" ".join(faults))
+
+    def check_delete(self, record: DiskRecord) -> None:
+        """Raise if not both nodes can delete their leg now."""
+        for node in self._members(record.nodes):
+            state = self._legs(node).state(record.id)
+            if state is not None and state.role == "Primary" and state.open:
+                raise Conflict(text=f"Hard drive {record.id} is in use on node '{node}'.")
+
+    def check_unused(self, record: DiskRecord) -> None:
+        """Raise Conflict if a domain of libvirt's on this node has the disk."""
+        refuse_used(self._used_paths, _device(record), f"Hard drive {record.id}")
+
+    # --- making -------------------------------------------------------------------------------------------------------
+
+    def create(self, tx: Transaction, plan: DiskPlan) -> DiskRecord:
+        """Make both legs, equal without copying anything: both were just made, and read as zeros."""
+        name = resource_name(plan.id)
+        with step(f"Reserving a minor and a port for hard drive {plan.id}"):
+            tx.undo(UNDO_CREATE, disk=plan.id, backend=plan.backend, nodes=list(plan.nodes))
+            taken = claim(self._store, plan, self._node)
+        one, other = plan.nodes
+        leg = LegSpec(
+            disk=plan.id,
+            backend=plan.backend,
+            size=plan.size,
+            minor=taken.minor,
+            port=taken.port,
+            secret="".join(secrets.choice(_ALPHABET) for _ in range(_SECRET_LENGTH)),
+            nodes=(one, other),
+        )
+        with step(f"Creating hard drive {plan.id} on {one} and {other}", total=plan.size, unit="B") as progress:
+            cancelled = current_task().cancelled
+            self._on_each(
+                plan.nodes,
+                lambda node: self._legs(node).make(leg, progress=lambda done, _: progress.at(done), cancel=cancelled),
+            )
+        with step("Connecting both sides"):
+            self._wait(name, _connected, CONNECT_WITHIN)
+            self._legs(self._node).command(plan.id, LegCommand.NEW_CURRENT_UUID_CLEAN)
+            state = self._wait(name, _both_good, AGREE_WITHIN)
+        replica = Replica(minor=leg.minor, port=leg.port, secret=leg.secret)
+        return msgspec.structs.replace(plan.record(state.size or plan.size), replica=replica)
+
+    def keep(self, change: Change, record: DiskRecord) -> None:
+        """The record has the minor and the port from now on."""
+        change.delete(ReplicaClaimRecord, record.id)
+
+    def _undo_create(self, disk: str, backend: str, nodes: list[str]) -> None:
+        with self._store.change() as change:  # in its turn, so that nothing is being stored that is not seen
+            made, claimed = change.get(DiskRecord, disk), change.get(ReplicaClaimRecord, disk)
+        if made is not None:
+            log.warning("hard drive %s was stored: it is kept", disk)
+        elif claimed is not None:
+            self._drop(disk, backend, nodes)
+        if claimed is not None:
+            with self._store.change() as change:
+                change.delete(ReplicaClaimRecord, disk)
+
+    def settle_claims(self) -> None:
+        """Undo what a node was making that is no member any more, where this node was to have a leg of it."""
+        members = self._store.all(NodeRecord)
+        for claimed in list(self._store.all(ReplicaClaimRecord).values()):
+            if claimed.coordinator not in members and self._node in claimed.nodes:
+                log.warning("hard drive %s was being made by node %s, which is gone", claimed.disk, claimed.coordinator)
+                self._undo_create(claimed.disk, claimed.backend, list(claimed.nodes))
+
+    # --- what there is ------------------------------------------------------------------------------------------------
+
+    def grow(self, record: DiskRecord, new_size: int) -> int:
+        """Grow both legs, and then the device; the new part is zeros on both sides, so nothing is copied."""
+        name = resource_name(record.id)
+        cancel = current_task().cancelled
+        if not self._states.alive:  # as before DRBD is read at the start: nobody is to wait for that
+            raise Conflict(text=f"Hard drive {record.id} can't be grown: {self._roles.problem(record)}")
+        self._on_each(record.nodes, lambda node: self._legs(node).grow(record.id, new_size, cancel=cancel))
+        with current_task().shielded():
+            state = self._wait(name, _both_good, CONNECT_WITHIN)
+            if state.size < new_size:
+                self._resize(record, state)
+            return self._wait(name, lambda state: state is not None and state.size >= new_size, AGREE_WITHIN).size
+
+    def _resize(self, record: DiskRecord, state: ResourceState) -> None:
+        here = self._legs(self._node)
+        # The kernel resizes only where one side is Primary.
+        borrowed = "Primary" not in (state.role, state.peer_role)
+        if borrowed:
+            here.command(record.id, LegCommand.PRIMARY)
+        try:
+            here.command(record.id, LegCommand.RESIZE_CLEAN)
+        finally:
+            if borrowed:
+                self._roles.demote(record)
+
+    def activate(self, record: DiskRecord) -> str:
+        """Make this node the one that may write to the disk; returns the device's path."""
+        self._roles.promote(record)
+        return _device(record)
+
+    def deactivate(self, record: DiskRecord) -> None:
+        """This node may write to the disk no more."""
+        self._roles.demote(record)
+
+    def delete_volume(self, record: DiskRecord) -> None:
+        """Delete both legs."""
+        self._drop(record.id, record.backend, record.nodes)
+
+    def forget(self, record: DiskRecord) -> None:
+        """Delete the legs that can be reached."""
+        for node in self._members(record.nodes):
+            try:
+                self._legs(node).drop(record.id, record.backend)
+            except McvirtError as error:
+                log.warning("the leg of hard drive %s on node %s is left behind: %s", record.id, node, error)
+
+    # --- parts --------------------------------------------------------------------------------------------------------
+
+    def _drop(self, disk: str, backend: str, nodes: Sequence[str]) -> None:
+        self._on_each(self._members(nodes), lambda node: self._legs(node).drop(disk, backend), heed=False)
+
+    def _members(self, nodes: Sequence[str]) -> Sequence[str]:
+        """Those that are members still: what a node that was removed has left is out of everybody's reach."""
+        members = self._store.all(NodeRecord)
+        return [node for node in nodes if node in members]
+
+    def _on_each(self, nodes: Sequence[str], act: Callable[[str], object], *, heed: bool = True) -> None:
+        """Do *act* on all nodes at the same time, to its end on each unless the task is cancelled (and that heeded)."""
+        task = current_task()
+        futures = {node: self._pool.submit(act, node) for node in nodes}
+        left = set(futures.values())
+        while left:
+            if heed:
+                task.check()  # what goes on at the peer is ended when the leg is dropped
+            _, left = wait(left, timeout=_LOOK_FOR_CANCEL if heed else None)
+        errors = {node: error for node, future in futures.items() if (error := future.exception()) is not None}
+        for node, error in errors.items():
+            log.error("the leg on node %s: %s", node, error)
+        for error in sorted(errors.values(), key=lambda error: isinstance(error, NodeUnreachable)):
+            task.check()
+            raise error
+
+    def _wait(self, name: str, predicate: Callable[[ResourceState | None], bool], within: float) -> ResourceState:
+        try:
+            return self._states.wait(name, predicate, within, current_task().cancelled)
+        except TaskCancelled:
+            current_task().check()  # says who cancelled it
+            return self._states.wait(name, predicate, within)
+
+
+def _device(record: DiskRecord) -> str:
+    if record.replica is None:
+        raise Conflict(text=f"Hard drive {record.id} is not replicated.")
+    return f"/dev/drbd{record.replica.minor}"
+
+
+def _connected(state: ResourceState | None) -> bool:
+    return state is not None and state.connected and state.disk == state.peer_disk == "Inconsistent"
+
+
+def _both_good(state: ResourceState | None) -> bool:
+    return state is not None and state.both_good

@@ -1,0 +1,158 @@
+"""Who may write: Primary is the node on which a disk's machine runs or is being started, and nobody else."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable
+
+from mcvirt.errors import Conflict, DeadlinePassed, DrbdDeviceOpen
+from mcvirt.types.drbd import ResourceState
+from mcvirt.types.replica import LegCommand
+from mcvirt.units import format_size
+from mcvirtd.drbd.config import resource_name
+from mcvirtd.drbd.local_legs import Legs, States
+from mcvirtd.drbd.reader import describe
+from mcvirtd.state.records import DiskRecord, VerificationRecord
+from mcvirtd.state.store import Store
+from mcvirtd.tasks.task import current_task
+
+log = logging.getLogger(__name__)
+
+READY_WITHIN = 30.0
+CLOSE_WITHIN = 30.0
+_AGAIN_AFTER = 0.2
+
+
+class Roles:
+    """Promotes and demotes this node's legs. *reachable* says whether another node's mcvirtd answers.
+
+    *heedless* says that the operator who is being worked for wants a disk used whatever is known against it.
+    """
+
+    def __init__(
+        self,
+        *,
+        store: Store,
+        node: str,
+        legs: Legs,
+        states: States,
+        reachable: Callable[[str], bool],
+        heedless: Callable[[], bool] = lambda: False,
+    ) -> None:
+        self._store = store
+        self._node = node
+        self._legs = legs
+        self._states = states
+        self._reachable = reachable
+        self._heedless = heedless
+
+    # --- checks: they change nothing ----------------------------------------------------------------------------------
+
+    def problem(self, record: DiskRecord) -> str:
+        """Why no guest of this node can use the disk now, in a sentence; '' if one can."""
+        if self._node not in record.nodes:
+            return f"it is on the nodes {' and '.join(record.nodes)} only."
+        if not self._states.alive:
+            return "DRBD's events can't be read on this node; the log of mcvirtd says why."
+        if self._heedless():
+            return ""
+        verification = self._store.get(VerificationRecord, record.id)
+        if verification is not None and verification.failed:
+            return (
+                f"its two sides were found to differ in {format_size(verification.out_of_sync)} when they were "
+                "verified. `mcvirt resync` makes them equal."
+            )
+        state = self._states.state(resource_name(record.id))
+        # One that is down is brought up when it is needed; only then the kernel can say more.
+        return "" if state is None else self._against(record, state)
+
+    def _against(self, record: DiskRecord, state: ResourceState) -> str:
+        if state.split_brain:
+            return (
+                "its two sides have been written to independently of each other (a split brain). "
+                "`mcvirt drbd split-brain show` shows what is known, and resolves it."
+            )
+        if state.disk != "UpToDate":
+            return f"its data on this node is {state.disk}, and not up to date."
+        if state.peer_role == "Primary" and state.role != "Primary":
+            return f"node '{self._other(record)}' uses it."
+        return ""
+
+    def check_both(self, record: DiskRecord) -> None:
+        """Raise Conflict unless both sides are connected, equal and at rest."""
+        state = self._states.state(resource_name(record.id))
+        problem = self.problem(record)
+        if not problem and (state is None or not state.both_good):
+            problem = f"its two sides are not connected and up to date: {describe(state)}"
+        if not problem and state is not None and (state.checking or state.copying):
+            problem = "its two sides are being compared or made equal. Wait until that is over."
+        if problem:
+            raise Conflict(text=f"Hard drive {record.id} can't be changed: {problem}")
+
+    # --- acts ---------------------------------------------------------------------------------------------------------
+
+    def promote(self, record: DiskRecord) -> None:
+        """Make this node Primary for the disk, once its leg is there and knows what the other side has."""
+        name = resource_name(record.id)
+        state = self._states.state(name)
+        if state is not None and state.role == "Primary":
+            return
+        if state is None:
+            self._legs.command(record.id, LegCommand.UP)
+        state = self._settled(record, name)
+        if not self._heedless() and (problem := self._against(record, state)):
+            raise Conflict(text=f"Hard drive {record.id} can't be used: {problem}")
+        self._legs.command(record.id, LegCommand.PRIMARY)
+        self._states.wait(name, lambda now: now is not None and now.role == "Primary", READY_WITHIN)
+
+    def _settled(self, record: DiskRecord, name: str) -> ResourceState:
+        """The leg once it is connected; or without that, if the other node is away."""
+        try:
+            return self._states.wait(name, _settled, READY_WITHIN if self._needs_peer(record) else 2.0)
+        except DeadlinePassed:
+            state = self._states.state(name)
+            if state is None or not _attached(state):
+                raise
+            if self._needs_peer(record) and not self._heedless():
+                raise Conflict(
+                    text=f"Hard drive {record.id} can't be used: node '{self._other(record)}' answers, but not through "
+                    f"DRBD, so which side has the newest data is not known. {describe(state)}"
+                ) from None
+            return state
+
+    def _needs_peer(self, record: DiskRecord) -> bool:
+        other = self._other(record)
+        return bool(other) and self._reachable(other)
+
+    def _other(self, record: DiskRecord) -> str:
+        return next((name for name in record.nodes if name != self._node), "")
+
+    def demote(self, record: DiskRecord) -> None:
+        """Make this node Secondary for the disk, as soon as nobody has its device open."""
+        name = resource_name(record.id)
+        state = self._states.state(name)
+        if state is None or state.role != "Primary":
+            return
+        deadline = time.monotonic() + CLOSE_WITHIN
+        pause = threading.Event()
+        with current_task().shielded():
+            while True:
+                try:
+                    self._legs.command(record.id, LegCommand.SECONDARY)
+                    break
+                except DrbdDeviceOpen:
+                    # The kernel tells nobody of the last close, and udev looks into a device after each writer.
+                    if time.monotonic() >= deadline:
+                        raise
+                    pause.wait(_AGAIN_AFTER)
+            self._states.wait(name, lambda now: now is None or now.role != "Primary", READY_WITHIN)
+
+
+def _attached(state: ResourceState) -> bool:
+    return state.disk not in ("Diskless", "Attaching", "Negotiating")
+
+
+def _settled(state: ResourceState | None) -> bool:
+    return state is not None and _attached(state) and (state.connected or state.split_brain)

@@ -1,0 +1,231 @@
+"""DRBD on two nodes, as far as we rely on it: metadata, connections, roles and sizes, with faults on demand."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+
+import msgspec
+
+from mcvirt.errors import CommandFailed, DeadlinePassed, DrbdDeviceOpen, McvirtError, TaskCancelled
+from mcvirt.types.drbd import ResourceState
+from mcvirtd.drbd.config import Resource
+from mcvirtd.storage.simulated_volumes import SimulatedVolumes
+
+
+class Wires:
+    """The connections between the kernels of several nodes; *cut* is set while nothing comes through."""
+
+    def __init__(self) -> None:
+        self.changed = threading.Condition()
+        self.kernels: dict[str, Kernel] = {}
+        self.cut = False
+
+    def settle(self) -> None:
+        """Bring all kernels to what follows from what they have; called with the lock held."""
+        for kernel in self.kernels.values():
+            for name, state in list(kernel.resources.items()):
+                peer = self._peer(kernel, name)
+                if peer is None or self.cut or state.connection == "StandAlone":
+                    lost = {"connection": state.connection if state.connection == "StandAlone" else "Connecting"}
+                    kernel.put(name, peer_role="Unknown", peer_disk="DUnknown", **lost)
+                    continue
+                there = peer.resources[name]
+                kernel.put(
+                    name,
+                    connection="Connected",
+                    replication="Established",
+                    peer_role=there.role,
+                    peer_disk=there.disk,
+                    size=min(kernel.sizes[name], peer.sizes[name]),
+                )
+        self.changed.notify_all()
+
+    def _peer(self, kernel: Kernel, name: str) -> Kernel | None:
+        other = self.kernels.get(kernel.files[name].peer.node) if name in kernel.files else None
+        if other is None or other is kernel or name not in other.resources or not other.running:
+            return None
+        return None if other.resources[name].connection == "StandAlone" else other
+
+
+class Kernel:
+    """The verbs of one node's DRBD, and its states: both `Verbs` and `States`.
+
+    *files* are the resource files, *metadata* the resources that have some, *resources* those that are up, *open*
+    those whose device a program has open.
+    """
+
+    def __init__(self, wires: Wires, node: str, volumes: Callable[[], SimulatedVolumes]) -> None:
+        self.wires, self.node, self._volumes = wires, node, volumes
+        self.files: dict[str, Resource] = {}
+        self.metadata: dict[str, bool] = {}
+        self.resources: dict[str, ResourceState] = {}
+        self.sizes: dict[str, int] = {}
+        self.open: set[str] = set()
+        self.calls: list[tuple[str, str]] = []
+        self.alive = True
+        self.running = True
+        self._failures: dict[str, list[tuple[McvirtError | Callable[[], None], bool]]] = {}
+        wires.kernels[node] = self
+
+    # --- faults -------------------------------------------------------------------------------------------------------
+
+    def fail_next(self, verb: str, error: McvirtError | Callable[[], None], *, done: bool = False) -> None:
+        """Let the next *verb* raise *error* (or call it), before or after it is done."""
+        self._failures.setdefault(verb, []).append((error, done))
+
+    def _do(self, verb: str, name: str, act: Callable[[], None]) -> None:
+        self.calls.append((verb, name))
+        failure = self._failures.get(verb, [])
+        error, done = failure.pop(0) if failure else (None, False)
+        if error is not None and not done:
+            self._strike(error)
+        with self.wires.changed:
+            act()
+            self.wires.settle()
+        if error is not None and done:
+            self._strike(error)
+
+    @staticmethod
+    def _strike(error: McvirtError | Callable[[], None]) -> None:
+        if isinstance(error, McvirtError):
+            raise error
+        error()
+
+    def put(self, name: str, **fields: object) -> None:
+        self.resources[name] = msgspec.structs.replace(self.resources[name], **fields)
+
+    # --- verbs --------------------------------------------------------------------------------------------------------
+
+    def write_resource(self, resource: Resource) -> None:
+        self._do("write_resource", resource.name, lambda: self.files.__setitem__(resource.name, resource))
+
+    def remove_resource(self, name: str) -> None:
+        self._do("remove_resource", name, lambda: self.files.pop(name, None) and None)
+
+    def create_metadata(self, name: str) -> None:
+        def act() -> None:
+            self._volume(self.files[name].local.metadata)
+            self.metadata[name] = False
+
+        self._do("create_metadata", name, act)
+
+    def up(self, name: str) -> None:
+        def act() -> None:
+            if name not in self.metadata or name not in self.files:
+                raise CommandFailed(program="drbdadm", status=10, output="no metadata")
+            self.sizes[name] = self._volume(self.files[name].local.data)
+            self.resources[name] = ResourceState(
+                name=name,
+                minor=self.files[name].minor,
+                role="Secondary",
+                connection="Connecting",
+                disk="UpToDate" if self.metadata[name] else "Inconsistent",
+                size=self.sizes[name],
+            )
+
+        self._do("up", name, act)
+
+    def down(self, name: str) -> None:
+        def act() -> None:
+            if name in self.open:
+                raise DrbdDeviceOpen(name=name)
+            self.resources.pop(name, None)
+
+        self._do("down", name, act)
+
+    def primary(self, name: str) -> None:
+        def act() -> None:
+            state = self._known(name)
+            if state.disk != "UpToDate" or state.peer_role == "Primary":
+                raise CommandFailed(program="drbdadm", status=17, output="State change failed")
+            self.put(name, role="Primary")
+
+        self._do("primary", name, act)
+
+    def secondary(self, name: str) -> None:
+        def act() -> None:
+            if name in self.open:
+                raise DrbdDeviceOpen(name=name)
+            self._known(name)
+            self.put(name, role="Secondary")
+
+        self._do("secondary", name, act)
+
+    def new_current_uuid(self, name: str, *, clear_bitmap: bool = False) -> None:
+        def act() -> None:
+            state = self._known(name)
+            peer = self.wires._peer(self, name)
+            if not clear_bitmap or not state.connected or peer is None:
+                raise CommandFailed(program="drbdadm", status=17, output="not connected")
+            for kernel in (self, peer):
+                kernel.metadata[name] = True
+                kernel.put(name, disk="UpToDate")
+
+        self._do("new_current_uuid", name, act)
+
+    def resize(self, name: str, *, assume_clean: bool = False) -> None:
+        def act() -> None:
+            state = self._known(name)
+            if not assume_clean or "Primary" not in (state.role, state.peer_role):
+                raise CommandFailed(program="drbdadm", status=10, output="Need one Primary node to resize.")
+            for kernel in self.wires.kernels.values():
+                if name in kernel.resources:
+                    kernel.sizes[name] = kernel._volume(kernel.files[name].local.data)
+
+        self._do("resize", name, act)
+
+    def connect(self, name: str, *, discard_my_data: bool = False) -> None:
+        del discard_my_data
+        self._do("connect", name, lambda: self.put(name, connection="Connecting"))
+
+    def disconnect(self, name: str) -> None:
+        self._do("disconnect", name, lambda: self.put(name, connection="StandAlone"))
+
+    def outdate(self, name: str) -> None:
+        self._do("outdate", name, lambda: self.put(name, disk="Outdated"))
+
+    def invalidate(self, name: str) -> None:
+        self._do("invalidate", name, lambda: None)
+
+    def verify(self, name: str) -> None:
+        self._do("verify", name, lambda: None)
+
+    def two_primaries(self, name: str, allow: bool) -> None:
+        self._do(f"two_primaries {allow}", name, lambda: None)
+
+    def faults(self, address: str | None = None) -> list[str]:
+        del address
+        return ["drbd-utils is not installed."]
+
+    # --- states -------------------------------------------------------------------------------------------------------
+
+    def state(self, resource: str) -> ResourceState | None:
+        found = self.resources.get(resource)
+        return None if found is None else msgspec.structs.replace(found, open=resource in self.open)
+
+    def wait(
+        self,
+        resource: str,
+        predicate: Callable[[ResourceState | None], bool],
+        within: float,
+        cancel: threading.Event | None = None,
+    ) -> ResourceState:
+        deadline = time.monotonic() + min(within, 0.5)
+        with self.wires.changed:
+            while not predicate(self.resources.get(resource)):
+                if cancel is not None and cancel.is_set():
+                    raise TaskCancelled(by="")
+                if time.monotonic() >= deadline:
+                    raise DeadlinePassed(what=f"what is waited for of {resource}", seconds=within, why="no event.")
+                self.wires.changed.wait(0.02)
+            return self.resources.get(resource) or ResourceState(name=resource)
+
+    def _known(self, name: str) -> ResourceState:
+        if name not in self.resources:
+            raise CommandFailed(program="drbdadm", status=10, output="unknown resource")
+        return self.resources[name]
+
+    def _volume(self, path: str) -> int:
+        return self._volumes().size(path.rpartition("/")[2])
