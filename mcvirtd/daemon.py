@@ -14,6 +14,7 @@ from typing import Any, cast
 import msgspec
 
 from mcvirt import api
+from mcvirt.api.drbd_peer import DrbdPeerApi
 from mcvirt.api.membership import JoinApi, MembershipApi
 from mcvirt.api.peer import PeerApi
 from mcvirt.api.vm import VmApi
@@ -196,17 +197,6 @@ class Daemon:
             absolute_timeout=settings.session.absolute_timeout,
         )
         backends = self._backends = backends_by_node(node, settings.paths.state, simulate=self._simulate)
-        self._disks = Disks(
-            store=store,
-            journal=journal,
-            locks=self._locks,
-            nodes=backends,
-            node=node,
-            used_paths=hypervisor.list_block_paths,
-        )
-        self._isos = IsoLibrary(settings.paths.state)
-        self._isos.prepare()
-        self._uploads = Uploads(self._isos, clock=time.monotonic)
         self._drbd = Drbd(
             node=node,
             store=store,
@@ -214,7 +204,23 @@ class Daemon:
             presence=presence,
             state_directory=settings.paths.state,
             run_directory=settings.paths.run,
+            backends=backends,
+            used_paths=hypervisor.list_block_paths,
         )
+        self._disks = Disks(
+            store=store,
+            journal=journal,
+            locks=self._locks,
+            nodes=backends,
+            node=node,
+            used_paths=hypervisor.list_block_paths,
+            storage_types=self._drbd.storage_types,
+            replicated=self._drbd.disks,
+            replicas=self._drbd.disks,
+        )
+        self._isos = IsoLibrary(settings.paths.state)
+        self._isos.prepare()
+        self._uploads = Uploads(self._isos, clock=time.monotonic)
         self._machines = Machines(
             node=node,
             store=store,
@@ -230,6 +236,7 @@ class Daemon:
             bridge_problem=lambda interface: " ".join(self._bridge_faults(interface)),
             bridges_at=self._bridges.at,
             nodes=self._reach,
+            held=self._drbd.disks.held,
         )
         places = locations_by_node(backends, node, presence.peers)
         self._storage = StorageService(
@@ -274,7 +281,8 @@ class Daemon:
                 Chore("prune", _HOUR, self._prune, first=60.0),
                 Chore("certificate", _HOUR, presence.renew_certificate, first=_HOUR),
                 Chore("listen", 5.0, presence.listen, first=5.0),
-                Chore("drbd", 30.0, self._drbd.here.settle, first=30.0),
+                Chore("drbd", 30.0, self._drbd.settle, first=30.0),
+                Chore("release", 30.0, self._machines.release.settle, first=10.0),
             ]
         )
 
@@ -369,6 +377,7 @@ class Daemon:
             finds=self._reach.finds,
         )
         server.register(publish(PeerApi, peer_service, self._guard), PeerApi.object_id)
+        server.register(publish(DrbdPeerApi, self._drbd.peer_service, self._guard), DrbdPeerApi.object_id)
         server.register(publish(JoinApi, self._admission.newcomer, self._guard), JoinApi.object_id)
         server.register(publish(MembershipApi, self._admission.leaver, self._guard), MembershipApi.object_id)
         return server

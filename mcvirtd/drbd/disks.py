@@ -90,6 +90,21 @@ class ReplicatedDisks:
         """Why the disk can't be used on this node now, in a sentence; '' if it can."""
         return self._roles.problem(record)
 
+    def movable(self, record: DiskRecord) -> bool:
+        """Both nodes have all of it."""
+        return record.replica is not None
+
+    def held(self) -> Sequence[str]:
+        """The hard drives that this node is Primary for now."""
+        return [
+            disk.id
+            for disk in self._store.all(DiskRecord).values()
+            if disk.replica is not None
+            and self._node in disk.nodes
+            and (state := self._states.state(resource_name(disk.id))) is not None
+            and state.role == "Primary"
+        ]
+
     def source(self, record: DiskRecord) -> DiskSource:
         """DRBD's device, which is the same on both nodes."""
         return DiskSource(path=_device(record), kind="block", format="raw")

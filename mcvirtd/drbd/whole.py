@@ -7,19 +7,31 @@ from pathlib import Path
 
 import msgspec
 
+from mcvirt.types.vm import StorageType
 from mcvirtd.cluster.peers import Peers
 from mcvirtd.cluster.presence import Presence
+from mcvirtd.drbd.disks import ReplicatedDisks
 from mcvirtd.drbd.enabling import Enabling, on_each
 from mcvirtd.drbd.fencing import Fenced
 from mcvirtd.drbd.here import DrbdHere
+from mcvirtd.drbd.local_legs import LocalLegs
+from mcvirtd.drbd.peer_legs import DrbdPeerService, legs_by_node
+from mcvirtd.drbd.roles import Roles
 from mcvirtd.drbd.service import DrbdService
 from mcvirtd.drbd.view import ReplicaView
+from mcvirtd.host import drbd as host_drbd
 from mcvirtd.state.store import Store
+from mcvirtd.storage.backends import Nodes
+from mcvirtd.storage.kind import UsedPaths
 from mcvirtd.tasks.transaction import Journal
 
 
 class Drbd:
-    """*service* answers the contract DrbdApi; *here* is this node, *view* what is known of both sides of a drive."""
+    """*service* answers the contract DrbdApi; *here* is this node, *view* what is known of both sides of a drive.
+
+    *disks* makes and deletes replicated hard drives, *legs* are their sides on each node, *peer_service* answers
+    for those on this one, and *roles* says who may write.
+    """
 
     def __init__(
         self,
@@ -30,6 +42,8 @@ class Drbd:
         presence: Presence,
         state_directory: Path,
         run_directory: Path,
+        backends: Nodes,
+        used_paths: UsedPaths,
     ) -> None:
         self.here = DrbdHere(
             store=store,
@@ -43,6 +57,34 @@ class Drbd:
         self.view = ReplicaView(store=store, node=node, here=self.here.reader.all, live=presence.live.of)
         enabling = Enabling(store=store, journal=journal, on=on_each(self.here, node, presence.peers.call))
         self.service = DrbdService(enabling=enabling, view=self.view)
+        local = LocalLegs(store=store, node=node, nodes=backends, verbs=host_drbd, states=self.here.reader)
+        self.peer_service = DrbdPeerService(local)
+        self.legs = legs_by_node(local, node, presence.peers.call)
+        self.roles = Roles(
+            store=store,
+            node=node,
+            legs=local,
+            states=self.here.reader,
+            reachable=lambda name: presence.peers.status(name).reachable,
+        )
+        self.disks = ReplicatedDisks(
+            store=store,
+            journal=journal,
+            node=node,
+            legs=self.legs,
+            states=self.here.reader,
+            roles=self.roles,
+            used_paths=used_paths,
+        )
+
+    def storage_types(self) -> tuple[StorageType, ...]:
+        """How hard drives can be kept now."""
+        return (StorageType.LOCAL, StorageType.DRBD) if self.here.enabled else (StorageType.LOCAL,)
+
+    def settle(self) -> None:
+        """Bring up what is down, and undo what a node that is gone was making; for a timer."""
+        self.here.settle()
+        self.disks.settle_claims()
 
 
 class OutdatedElsewhere:

@@ -117,8 +117,7 @@ class Disks:
 
     def movable(self, record: DiskRecord) -> bool:
         """Whether another node may have the disk's data without this one's doing."""
-        backend = self._store.get(BackendRecord, record.backend)
-        return backend is not None and backend.shared and len(record.nodes) > 1
+        return len(record.nodes) > 1 and self._of(record).movable(record)
 
     def takes_over(self, record: DiskRecord) -> str:
         """Why this node can't go on with the disk where the node that used it is gone, in a sentence; '' if it can."""

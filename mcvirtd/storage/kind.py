@@ -33,6 +33,9 @@ class DiskKind(Protocol):
     def available(self, record: DiskRecord) -> str:
         """Why the disk can't be used on this node now, in a sentence; '' if it can."""
 
+    def movable(self, record: DiskRecord) -> bool:
+        """Whether another one of the disk's nodes may have its data without this one's doing."""
+
     def source(self, record: DiskRecord) -> DiskSource:
         """Where the hypervisor finds the disk, and how its volume is written; known before it exists."""
 

@@ -49,6 +49,11 @@ class LocalDisks:
             return str(error)
         return ""
 
+    def movable(self, record: DiskRecord) -> bool:
+        """Whether the disk is on shared storage."""
+        backend = self._store.get(BackendRecord, record.backend)
+        return backend is not None and backend.shared
+
     def source(self, record: DiskRecord) -> DiskSource:
         """Where the hypervisor finds the disk, and how its volume is written; known before it exists."""
         volumes = self._volumes(record)

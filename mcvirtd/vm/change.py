@@ -7,11 +7,12 @@ comes after that, as a transaction of its own that a crash does not undo but fin
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 
 import msgspec
 
-from mcvirt.errors import Conflict, DiskInUse, NotFound
+from mcvirt.errors import Conflict, DiskInUse, McvirtError, NotFound
 from mcvirt.types.vm import VmChange
 from mcvirt.units import format_size
 from mcvirtd.hypervisor import designer
@@ -25,6 +26,9 @@ from mcvirtd.vm.creation import disk_words, finish, network_words
 from mcvirtd.vm.design import Machine
 from mcvirtd.vm.ground import Ground
 from mcvirtd.vm.planning import ChangePlanner, Plan, nodes_with
+from mcvirtd.vm.release import RELEASE_DISK
+
+log = logging.getLogger(__name__)
 
 
 class Changes:
@@ -38,6 +42,7 @@ class Changes:
         self._domains = ground.domains
         self._designs = ground.designs
         self._disks = ground.disks
+        self._release = ground.release
         self._node = ground.node
         self._planner = ChangePlanner(ground)
         ground.journal.register("disk.finish_grow", self._finish_grow)
@@ -73,11 +78,13 @@ class Changes:
 
     def _align(self, tx: Transaction, target: Machine) -> None:
         if target.vm.node is not None:
+            active = self._domains.is_active(target.vm)
+            for disk in target.disks if active else ():
+                tx.undo(RELEASE_DISK, disk=disk.id)
             tx.undo("vm.align", name=target.vm.name)
             with step("Changing the domain"):
-                if self._domains.is_active(target.vm):
-                    for disk in target.disks:
-                        self._disks.activate(disk)
+                for disk in target.disks if active else ():
+                    self._disks.activate(disk)
                 self._domains.align(target)
 
     @staticmethod
@@ -191,6 +198,11 @@ class Changes:
             self._align(tx, Machine(vm=machine.vm, disks=tuple(each for each in machine.disks if each != disk)))
             with tx.commit() as change:
                 change.edit(DiskRecord, disk_id, vm=None, slot=None)
+        try:
+            self._release.of_disk(disk_id)
+        except McvirtError as error:
+            # It is detached, as was asked for; a timer tries again.
+            log.warning("hard drive %s is given up later: %s", disk_id, error)
 
 
 def _differences(now: VmRecord, target: VmRecord) -> dict[str, object]:

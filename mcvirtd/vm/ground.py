@@ -12,6 +12,7 @@ from mcvirtd.tasks.locks import Locks
 from mcvirtd.tasks.transaction import Journal
 from mcvirtd.vm.design import Designer
 from mcvirtd.vm.domains import Domains
+from mcvirtd.vm.release import Release
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,5 +30,6 @@ class Ground:
     domains: Domains
     designs: Designer
     disks: Disks
+    release: Release
     bridge_problem: Callable[[str], str]
     bridges_at: Callable[[Iterable[str], str], Mapping[str, list[str]]] = lambda nodes, interface: {}  # noqa: ARG005

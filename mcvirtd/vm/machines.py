@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from mcvirt.types.drbd import DrbdInfo
 from mcvirtd.auth.grants import drop_vm
@@ -22,6 +22,7 @@ from mcvirtd.vm.domains import Domains
 from mcvirtd.vm.failover import Failover, Nodes
 from mcvirtd.vm.ground import Ground
 from mcvirtd.vm.power import Power
+from mcvirtd.vm.release import Release
 from mcvirtd.vm.service import VmService
 from mcvirtd.vm.view import View
 
@@ -30,7 +31,8 @@ class Machines:
     """*service* answers the contract VmApi; *changes* attaches and detaches hard drives for others.
 
     *live* is what is known of another node, *replica* of a replicated hard drive; *bridge_problem* says why machines
-    can't be connected to an interface here, *bridges_at* why not on other nodes, *nodes* whether another node is there.
+    can't be connected to an interface here, *bridges_at* why not on other nodes, *nodes* whether another node is there,
+    and *held* which replicated hard drives this node is Primary for.
     """
 
     def __init__(
@@ -50,11 +52,22 @@ class Machines:
         bridge_problem: Callable[[str], str],
         bridges_at: Callable[[Iterable[str], str], Mapping[str, list[str]]],
         nodes: Nodes,
+        held: Callable[[], Sequence[str]] = tuple,
     ) -> None:
         designs = Designer(store, disks, isos, accelerator, console_directory)
         self.domains = Domains(
             store=store, hypervisor=hypervisor, designs=designs, journal=journal, locks=locks, node=node
         )
+        self.release = Release(
+            store=store,
+            journal=journal,
+            locks=locks,
+            hypervisor=hypervisor,
+            disks=disks,
+            node=node,
+            held=held,
+        )
+        self.release.watch()
         ground = self.ground = Ground(
             node=node,
             store=store,
@@ -64,6 +77,7 @@ class Machines:
             domains=self.domains,
             designs=designs,
             disks=disks,
+            release=self.release,
             bridge_problem=bridge_problem,
             bridges_at=bridges_at,
         )

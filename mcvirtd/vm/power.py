@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable
 
@@ -10,6 +11,7 @@ import msgspec
 from mcvirt.errors import (
     Conflict,
     DeadlinePassed,
+    McvirtError,
     UnsuitableNode,
     VmAlreadyRunning,
     VmNotRegistered,
@@ -26,6 +28,9 @@ from mcvirtd.tasks.task import current_task, step
 from mcvirtd.vm import checks
 from mcvirtd.vm.design import Machine
 from mcvirtd.vm.ground import Ground
+from mcvirtd.vm.release import RELEASE_VM
+
+log = logging.getLogger(__name__)
 
 # How long a cancellation may go unheard while a guest is waited for.
 _SLICE = 0.5
@@ -42,6 +47,7 @@ class Power:
         self._domains = ground.domains
         self._designs = ground.designs
         self._disks = ground.disks
+        self._release = ground.release
         self._node = ground.node
         self._bridge_problem = ground.bridge_problem
         ground.journal.register("vm.finish_unregister", self._finish_unregister)
@@ -52,6 +58,7 @@ class Power:
         wanted = Machine(vm=msgspec.structs.replace(machine.vm, iso=iso, boot_iso=bool(iso)), disks=machine.disks)
         self._check_start(wanted)
         with self._journal.transaction() as tx:
+            tx.undo(RELEASE_VM, name=name)
             tx.undo("vm.align", name=name)
             with step("Making the disks ready"):
                 for disk in machine.disks:
@@ -113,6 +120,14 @@ class Power:
         with step("Turning the machine off"):
             if not self._hypervisor.destroy(vm.uuid):
                 raise VmStopped(name=name)
+        self._give_up_disks(name)
+
+    def _give_up_disks(self, name: str) -> None:
+        try:
+            self._release.of_machine(name)
+        except McvirtError as error:
+            # The machine is off, as was asked for; a timer tries again.
+            log.warning("the disks of %s are given up later: %s", name, error)
 
     def reset(self, name: str) -> None:
         """The reset button."""
@@ -174,6 +189,7 @@ class Power:
             tx.redo("vm.finish_unregister", name=name)
             with step("Taking the machine out of libvirt"):
                 self._hypervisor.undefine(vm.uuid)
+                self._release.of_machine(name)
             with tx.commit() as change:
                 change.edit(VmRecord, name, node=None)
 
@@ -183,6 +199,7 @@ class Power:
             if vm is None or vm.node != self._node or self._domains.is_active(vm):
                 return  # somebody uses it again
             self._hypervisor.undefine(vm.uuid)
+            self._release.of_machine(name)
             with self._store.change() as change:
                 change.edit(VmRecord, name, node=None)
 

@@ -47,6 +47,14 @@ def _id(parser: Parser) -> None:
 def _create_arguments(parser: Parser) -> None:
     parser.add_argument("size", type=disk_size, metavar="SIZE", help="MiB, or with a unit (8GiB)")
     disk_arguments(parser)
+    parser.argument(
+        "--nodes",
+        action="append",
+        default=[],
+        metavar="NODE",
+        live="node",
+        help="one of the two nodes of a Drbd one; twice. Needed where there are more",
+    )
     parser.argument("--virtual-machine", metavar="NAME", live="vm", help="attach it to this virtual machine")
 
 
@@ -60,6 +68,7 @@ def _create(context: Context) -> None:
             storage_type=StorageType(args.storage_type) if args.storage_type else None,
             backend=args.storage_backend,
             driver=DiskDriver(args.driver) if args.driver else None,
+            nodes=tuple(args.nodes),
         ),
         args.virtual_machine,
     )

@@ -31,6 +31,14 @@ def _arguments(parser: Parser) -> None:
     add("--add-disk", type=disk_size, action="append", default=[], metavar="SIZE", help="create a disk and attach it")
     add("--delete-disk", type=int, metavar="ID", help="delete the disk with this number and its data")
     disk_arguments(parser)
+    parser.argument(
+        "--nodes",
+        action="append",
+        default=[],
+        metavar="NODE",
+        live="node",
+        help="one of the two nodes of an added Drbd disk; twice. Needed where there are more, and no other such disk",
+    )
     add("--graphics-driver", type=lower, choices=GRAPHICS, help="the display adapter from the next start on")
     add("--increase-disk", type=disk_size, metavar="SIZE", help="grow the disk --disk-id by this much")
     add("--disk-id", type=int, metavar="ID", help="the disk for --increase-disk")
@@ -76,8 +84,10 @@ def _check(args: argparse.Namespace) -> None:
         raise UsageError("--change-network and --new-network belong together.", EXPLAINED)
     if (args.increase_disk is None) != (args.disk_id is None):
         raise UsageError("--increase-disk and --disk-id belong together.", EXPLAINED)
-    if not args.add_disk and (args.storage_type or args.storage_backend or args.driver):
-        raise UsageError("--storage-type, --storage-backend and --hdd-driver belong to --add-disk.", EXPLAINED)
+    if not args.add_disk and (args.storage_type or args.storage_backend or args.driver or args.nodes):
+        raise UsageError(
+            "--storage-type, --storage-backend, --hdd-driver and --nodes belong to --add-disk.", EXPLAINED
+        )
 
 
 def _fields(args: argparse.Namespace) -> dict[str, Any]:
@@ -96,6 +106,7 @@ def _fields(args: argparse.Namespace) -> dict[str, Any]:
                 storage_type=StorageType(args.storage_type) if args.storage_type else None,
                 backend=args.storage_backend,
                 driver=DiskDriver(args.driver) if args.driver else None,
+                nodes=tuple(args.nodes),
             )
             for size in args.add_disk
         ),

@@ -61,7 +61,7 @@ class Pair(World):
     """*farther* is the way from n1, where everything is asked for, to n2. Node n3 has no DRBD."""
 
     def __init__(self, directory: Path, places: dict[str, Places] | None = None, wires: Wires | None = None) -> None:
-        self.wires = wires or Wires()
+        self.wires = wires or getattr(self, "wires", None) or Wires()
         self.kernels = self.wires.kernels
         super().__init__(directory, places or {name: Places() for name in ("n1", "n2", "n3")})
         if self.store.get(NodeRecord, "n2") is None:

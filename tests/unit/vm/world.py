@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from mcvirt.errors import McvirtError, NotFound, from_wire
@@ -21,6 +22,7 @@ from mcvirtd.vm.domains import Domains
 from mcvirtd.vm.failover import Failover
 from mcvirtd.vm.ground import Ground
 from mcvirtd.vm.power import Power
+from mcvirtd.vm.release import Release
 from mcvirtd.vm.service import VmService
 from mcvirtd.vm.view import View
 from tests.unit.storage import world as storage
@@ -78,6 +80,15 @@ class World(storage.World):
             locks=self.locks,
             node="n1",
         )
+        self.release = Release(
+            store=self.store,
+            journal=self.journal,
+            locks=self.locks,
+            hypervisor=self.hypervisor,
+            disks=self.disks,
+            node="n1",
+            held=self.held,
+        )
         ground = self.ground = Ground(
             node="n1",
             store=self.store,
@@ -87,6 +98,7 @@ class World(storage.World):
             domains=self.domains,
             designs=self.designs,
             disks=self.disks,
+            release=self.release,
             bridge_problem=lambda name: "" if name in self.bridges else f"There is no bridge {name}.",
         )
         deletion = Deletion(ground, drop_vm)
@@ -116,6 +128,10 @@ class World(storage.World):
             failover=Failover(ground, power, self.reach),
             node="n1",
         )
+
+    def held(self) -> Sequence[str]:
+        """The replicated hard drives that this node is Primary for."""
+        return ()
 
     def furnish(self) -> World:
         self.volumes = self.lvm()
