@@ -117,12 +117,10 @@ class LocalLegs:
         faults = [f"Node '{self._node}' can't replicate: {fault}" for fault in self._faults()]
         for name, size in sorted(needed.items()):
             backend = backends.find(self._store, name)
-            reason = backends.problem(backend, self._node, self._nodes)
+            reason, free = backends.survey(backend, self._node, self._nodes)
             if reason:
                 faults.append(str(BackendUnavailable(backend=name, node=self._node, reason=reason)))
-                continue
-            free = self._volumes(backend).free()
-            if size > free:
+            elif size > free:
                 error = NoSpace(backend=name, node=self._node, free=format_size(free), needed=format_size(size))
                 faults.append(str(error))
         return Outlook(faults=tuple(faults), minors=tuple(minors_in_use()), ports=tuple(ports_in_use()))
@@ -155,7 +153,7 @@ class LocalLegs:
             data, metadata = replica_volumes(volume_of(leg.disk))
             either = _Either(unwanted, cancel)
             size = volumes.create(data, leg.size, progress=progress, cancel=either)
-            volumes.create(metadata, metadata_size(size), cancel=either)
+            volumes.create_bare(metadata, metadata_size(size))
             self._verbs.write_resource(resource)
             self._verbs.create_metadata(name)
             self._verbs.up(name)

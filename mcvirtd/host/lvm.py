@@ -115,6 +115,18 @@ def create_volume(
     return made.size
 
 
+def create_bare_volume(group: str, name: str, size: int, *, thin_pool: str | None = None) -> None:
+    """Make an active volume that may hold anything: no guest may ever read it."""
+    try:
+        _run(commands.create(group, name, size, thin_pool=thin_pool, tags=()))
+    except CommandFailed:
+        _refuse_what_is_there(group, name, size, thin_pool)
+        raise
+    except DeadlinePassed:
+        remove_volume(group, name)
+        raise
+
+
 def copy_volume(
     group: str,
     source: str,

@@ -50,6 +50,11 @@ class ThinPool(msgspec.Struct, frozen=True, kw_only=True):
     metadata_percent: float
     zeroes: bool
 
+    @property
+    def free(self) -> int:
+        """The bytes that are not used yet."""
+        return int(self.size * (100 - self.data_percent) / 100)
+
 
 class _Group(msgspec.Struct):
     vg_name: str

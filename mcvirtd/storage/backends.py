@@ -173,17 +173,22 @@ def not_on_node(backend: BackendRecord, node: str) -> BackendUnavailable:
 
 def problem(backend: BackendRecord, node: str, nodes: Nodes) -> str:
     """Why the backend's volumes can't be had on *node* now, in a sentence; '' if they can."""
+    return survey(backend, node, nodes)[0]
+
+
+def survey(backend: BackendRecord, node: str, nodes: Nodes) -> tuple[str, int]:
+    """The same, and how many bytes new volumes can take there."""
     try:
         volumes = nodes(node).volumes(backend)
-        faults = volumes.check()
-        if not faults and backend.id not in volumes.marked_with():
-            faults = [
-                f"{volumes.location} is there, but does not carry the mark of this backend. Is the right storage "
-                "mounted there?"
-            ]
+        found = volumes.survey()
     except McvirtError as error:
-        return str(error.fields.get("reason", error)) if isinstance(error, BackendUnavailable) else str(error)
-    return " ".join(faults)
+        return str(error.fields.get("reason", error)) if isinstance(error, BackendUnavailable) else str(error), 0
+    if not found.faults and backend.id not in found.marks:
+        return (
+            f"{volumes.location} is there, but does not carry the mark of this backend. Is the right storage "
+            "mounted there?"
+        ), 0
+    return " ".join(found.faults), found.free
 
 
 def checked_location(backend_type: BackendType, location: str) -> str:

@@ -16,7 +16,7 @@ from mcvirt.errors import BadArgument, CommandFailed, ProgramMissing, VolumeExis
 from mcvirt.units import MIB, SECTOR
 from mcvirtd.host import content, files
 from mcvirtd.host.run import installed, missing, run
-from mcvirtd.storage.volumes import Found, Kind, Progress, Written
+from mcvirtd.storage.volumes import Found, Kind, Progress, Survey, Written, survey_of
 
 MARK = ".mcvirt-"
 GUESTS_USER = "libvirt-qemu"
@@ -65,6 +65,9 @@ class FileVolumes:
     def free(self) -> int:
         return files.space(self._directory).free
 
+    def survey(self) -> Survey:
+        return survey_of(self)
+
     def total(self) -> int:
         return files.space(self._directory).total
 
@@ -102,6 +105,9 @@ class FileVolumes:
         except FileExistsError:
             raise VolumeExists(name=name, location=self.location) from None
         return size
+
+    def create_bare(self, name: str, size: int) -> None:
+        self.create(name, size)
 
     def grow(
         self, name: str, size: int, *, progress: Progress | None = None, cancel: threading.Event | None = None

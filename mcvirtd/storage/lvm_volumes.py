@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 from mcvirt import names
 from mcvirt.errors import CommandFailed, NotFound, VolumeNotFound, VolumeUnusable
 from mcvirtd.host import content, lvm
-from mcvirtd.host.lvm_reports import ThinPool, Volume
-from mcvirtd.storage.volumes import Found, Kind, Progress, Written
+from mcvirtd.host.lvm_reports import ThinPool, Volume, VolumeGroup
+from mcvirtd.storage.volumes import Found, Kind, Progress, Survey, Written
 
 MARK = "mcvirt."
 
@@ -26,11 +26,21 @@ class LvmVolumes:
         self._pool = None if thin_pool is None else names.volume_name(thin_pool)
 
     def check(self) -> list[str]:
+        return list(self.survey().faults)
+
+    def survey(self) -> Survey:
         try:
             group = lvm.volume_groups().get(self._group)
             pools = lvm.thin_pools(self._group) if group and self._pool else {}
         except CommandFailed as error:
-            return [str(error)]
+            return Survey(faults=(str(error),))
+        faults = tuple(self._faults(group, pools))
+        if faults or group is None:
+            return Survey(faults=faults)
+        free = group.free if self._pool is None else pools[self._pool].free
+        return Survey(marks=_marks(group.tags), free=free)
+
+    def _faults(self, group: VolumeGroup | None, pools: Mapping[str, ThinPool]) -> list[str]:
         if group is None:
             return [f"There is no volume group '{self._group}' on this node; `vgs` shows those that it has."]
         faults = []
@@ -47,8 +57,7 @@ class LvmVolumes:
     def free(self) -> int:
         if self._pool is None:
             return lvm.volume_group(self._group).free
-        pool = self._thin_pool()
-        return int(pool.size * (100 - pool.data_percent) / 100)
+        return self._thin_pool().free
 
     def total(self) -> int:
         return lvm.volume_group(self._group).size if self._pool is None else self._thin_pool().size
@@ -69,6 +78,9 @@ class LvmVolumes:
         self, name: str, size: int, *, progress: Progress | None = None, cancel: threading.Event | None = None
     ) -> int:
         return lvm.create_volume(self._group, name, size, thin_pool=self._pool, progress=progress, cancel=cancel)
+
+    def create_bare(self, name: str, size: int) -> None:
+        lvm.create_bare_volume(self._group, name, size, thin_pool=self._pool)
 
     def grow(
         self, name: str, size: int, *, progress: Progress | None = None, cancel: threading.Event | None = None
@@ -124,8 +136,7 @@ class LvmVolumes:
         lvm.tag_group(self._group, remove=_mark(backend_id))
 
     def marked_with(self) -> frozenset[str]:
-        tags = lvm.volume_group(self._group).tags
-        return frozenset(tag.removeprefix(MARK) for tag in tags if tag.startswith(MARK))
+        return _marks(lvm.volume_group(self._group).tags)
 
     def _thin_pool(self) -> ThinPool:
         found = lvm.thin_pools(self._group).get(self._pool or "")
@@ -147,6 +158,10 @@ class LvmVolumes:
 
     def _unusable(self, name: str, reason: str) -> VolumeUnusable:
         return VolumeUnusable(name=name, location=self._group, reason=reason)
+
+
+def _marks(tags: Iterable[str]) -> frozenset[str]:
+    return frozenset(tag.removeprefix(MARK) for tag in tags if tag.startswith(MARK))
 
 
 def _mark(backend_id: str) -> str:

@@ -117,13 +117,12 @@ class Planner:
         needed: Counter[str] = Counter()
         for plan in plans:
             needed[plan.backend] += plan.size if LEAST <= plan.size < LIMIT else 0
-        for name in sorted(needed):
-            reason = backends.problem(backends.find(self._store, name), node, self._nodes)
+        for name, size in sorted(needed.items()):
+            reason, free = backends.survey(backends.find(self._store, name), node, self._nodes)
             if reason:
-                del needed[name]
                 reasons.add(BackendUnavailable(backend=name, node=node, reason=reason))
-        with reasons.gather():
-            self.check_space(needed, node)
+            elif size > free:
+                reasons.add(NoSpace(backend=name, node=node, free=format_size(free), needed=format_size(size)))
 
     @staticmethod
     def _with_outlook(replicas: Replicas, plans: Sequence[DiskPlan], reasons: Reasons) -> list[DiskPlan]:

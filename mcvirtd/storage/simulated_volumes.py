@@ -17,7 +17,7 @@ from mcvirt.errors import (
 )
 from mcvirt.units import GIB
 from mcvirtd.host.content import Pace, whole_sectors
-from mcvirtd.storage.volumes import Found, Kind, Progress, Written
+from mcvirtd.storage.volumes import Found, Kind, Progress, Survey, Written, survey_of
 
 _T = TypeVar("_T")
 
@@ -61,6 +61,9 @@ class SimulatedVolumes:
     def free(self) -> int:
         return self._do("free", "", lambda: self.capacity - sum(self._sizes.values()))
 
+    def survey(self) -> Survey:
+        return survey_of(self)
+
     def total(self) -> int:
         return self.capacity
 
@@ -92,6 +95,9 @@ class SimulatedVolumes:
             return rounded
 
         return self._do("create", name, act)
+
+    def create_bare(self, name: str, size: int) -> None:
+        self.create(name, size)
 
     def grow(
         self, name: str, size: int, *, progress: Progress | None = None, cancel: threading.Event | None = None

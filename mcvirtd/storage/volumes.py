@@ -10,7 +10,7 @@ import msgspec
 
 from mcvirtd.host.content import Progress
 
-__all__ = ["Found", "Kind", "Progress", "Volumes", "Written"]
+__all__ = ["Found", "Kind", "Progress", "Survey", "Volumes", "Written", "survey_of"]
 
 Kind = Literal["file", "block"]
 Written = Literal["raw", "qcow2"]
@@ -21,6 +21,14 @@ class Found(msgspec.Struct, frozen=True, kw_only=True):
 
     size: int
     format: Written
+
+
+class Survey(msgspec.Struct, frozen=True, kw_only=True):
+    """What is looked at together: ``check``, ``marked_with`` and ``free``; without marks and space if it is faulty."""
+
+    faults: tuple[str, ...] = ()
+    marks: frozenset[str] = frozenset()
+    free: int = 0
 
 
 class Volumes(Protocol):
@@ -51,6 +59,9 @@ class Volumes(Protocol):
     def free(self) -> int:
         """The bytes that new volumes can take."""
 
+    def survey(self) -> Survey:
+        """All that a new volume depends on, looked at at once."""
+
     def total(self) -> int:
         """The bytes that the location can hold in all, whoever uses them."""
 
@@ -70,6 +81,9 @@ class Volumes(Protocol):
         self, name: str, size: int, *, progress: Progress | None = None, cancel: threading.Event | None = None
     ) -> int:
         """Make a volume that reads as zeros; VolumeExists if there is one, NoSpaceLeft if it does not fit."""
+
+    def create_bare(self, name: str, size: int) -> None:
+        """Make a volume that may hold anything, for what is written before it is read, and never by a guest."""
 
     def grow(
         self, name: str, size: int, *, progress: Progress | None = None, cancel: threading.Event | None = None
@@ -123,3 +137,9 @@ class Volumes(Protocol):
 
     def marked_with(self) -> frozenset[str]:
         """The backends whose notes are in the location."""
+
+
+def survey_of(volumes: Volumes) -> Survey:
+    """The survey, put together of what it is made of."""
+    faults = tuple(volumes.check())
+    return Survey(faults=faults) if faults else Survey(marks=volumes.marked_with(), free=volumes.free())
