@@ -17,13 +17,15 @@ from typing import TypeVar
 
 import msgspec
 
-from mcvirt.errors import Conflict, McvirtError, NodeUnreachable, TaskCancelled
+from mcvirt.errors import Conflict, Failed, McvirtError, NodeUnreachable, TaskCancelled
 from mcvirt.types.drbd import ResourceState
 from mcvirt.types.replica import LegCommand, LegSpec, Outlook
+from mcvirt.units import format_size
 from mcvirtd.drbd.claims import claim
 from mcvirtd.drbd.config import metadata_size, resource_name
 from mcvirtd.drbd.local_legs import Legs, States
 from mcvirtd.drbd.roles import Roles
+from mcvirtd.host.drbd_numbers import device_size
 from mcvirtd.state.records import DiskRecord, NodeRecord, Replica, ReplicaClaimRecord
 from mcvirtd.state.store import Change, Store
 from mcvirtd.storage.kind import DiskSource, UsedPaths
@@ -57,6 +59,7 @@ class ReplicatedDisks:
         states: States,
         roles: Roles,
         used_paths: UsedPaths,
+        device_size: Callable[[int], int] = device_size,
     ) -> None:
         self._store = store
         self._node = node
@@ -64,6 +67,7 @@ class ReplicatedDisks:
         self._states = states
         self._roles = roles
         self._used_paths = used_paths
+        self._device_size = device_size
         self._pool = ThreadPoolExecutor(_AT_ONCE, thread_name_prefix="leg")
         journal.register(UNDO_CREATE, self._undo_create)
 
@@ -157,9 +161,9 @@ class ReplicatedDisks:
         with step("Connecting both sides"):
             self._wait(name, _connected, CONNECT_WITHIN)
             self._legs(self._node).command(plan.id, LegCommand.NEW_CURRENT_UUID_CLEAN)
-            state = self._wait(name, _both_good, AGREE_WITHIN)
+            self._wait(name, _both_good, AGREE_WITHIN)
         replica = Replica(minor=leg.minor, port=leg.port, secret=leg.secret)
-        return msgspec.structs.replace(plan.record(state.size or plan.size), replica=replica)
+        return msgspec.structs.replace(plan.record(self._device_size(leg.minor)), replica=replica)
 
     def keep(self, change: Change, record: DiskRecord) -> None:
         """The record has the minor and the port from now on."""
@@ -195,9 +199,15 @@ class ReplicatedDisks:
         self._on_each(record.nodes, lambda node: self._legs(node).grow(record.id, new_size, cancel=cancel))
         with current_task().shielded():
             state = self._wait(name, _both_good, CONNECT_WITHIN)
-            if state.size < new_size:
+            minor = _replica(record).minor
+            if self._device_size(minor) < new_size:
                 self._resize(record, state)
-            return self._wait(name, lambda state: state is not None and state.size >= new_size, AGREE_WITHIN).size
+            if (size := self._device_size(minor)) < new_size:
+                raise Failed(
+                    text=f"DRBD has not made hard drive {record.id} larger than {format_size(size)}, although the "
+                    "volumes on both nodes are."
+                )
+            return size
 
     def _resize(self, record: DiskRecord, state: ResourceState) -> None:
         here = self._legs(self._node)
@@ -267,9 +277,13 @@ class ReplicatedDisks:
 
 
 def _device(record: DiskRecord) -> str:
+    return f"/dev/drbd{_replica(record).minor}"
+
+
+def _replica(record: DiskRecord) -> Replica:
     if record.replica is None:
         raise Conflict(text=f"Hard drive {record.id} is not replicated.")
-    return f"/dev/drbd{record.replica.minor}"
+    return record.replica
 
 
 def _connected(state: ResourceState | None) -> bool:

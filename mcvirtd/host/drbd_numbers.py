@@ -1,4 +1,4 @@
-"""Which of DRBD's minors and which TCP ports are in use on this machine, by whomever. No program is started for it."""
+"""DRBD's devices as the kernel lists them, and which minors and TCP ports are in use. No program is started for it."""
 
 from __future__ import annotations
 
@@ -34,6 +34,12 @@ def ports_in_use(sockets: Iterable[Path] = SOCKETS, files: Iterable[Path] = FILE
             if port:
                 found.add(int(port, 16))
     return frozenset(found)
+
+
+def device_size(minor: int, devices: Path = DEVICES) -> int:
+    """How many bytes the device has now; 0 if there is none. No event tells of a change."""
+    text = _text(devices / f"drbd{minor}" / "size").strip()
+    return int(text) * 512 if text.isdecimal() else 0
 
 
 def _listed(directory: Path) -> list[Path]:

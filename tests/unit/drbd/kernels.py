@@ -38,8 +38,8 @@ class Wires:
                     replication="Established",
                     peer_role=there.role,
                     peer_disk=there.disk,
-                    size=min(kernel.sizes[name], peer.sizes[name]),
                 )
+                kernel.device_sizes[name] = min(kernel.sizes[name], peer.sizes[name])
         self.changed.notify_all()
 
     def _peer(self, kernel: Kernel, name: str) -> Kernel | None:
@@ -61,7 +61,8 @@ class Kernel:
         self.files: dict[str, Resource] = {}
         self.metadata: dict[str, bool] = {}
         self.resources: dict[str, ResourceState] = {}
-        self.sizes: dict[str, int] = {}
+        self.sizes: dict[str, int] = {}  # of the data's volumes, as the kernel knows them
+        self.device_sizes: dict[str, int] = {}
         self.open: set[str] = set()
         self.calls: list[tuple[str, str]] = []
         self.alive = True
@@ -221,6 +222,11 @@ class Kernel:
                     raise DeadlinePassed(what=f"what is waited for of {resource}", seconds=within, why="no event.")
                 self.wires.changed.wait(0.02)
             return self.resources.get(resource) or ResourceState(name=resource)
+
+    def device_size(self, minor: int) -> int:
+        """What /sys says; no event does."""
+        found = [name for name, state in self.resources.items() if state.minor == minor]
+        return self.device_sizes[found[0]] if found else 0
 
     def _known(self, name: str) -> ResourceState:
         if name not in self.resources:

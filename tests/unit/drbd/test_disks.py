@@ -398,9 +398,7 @@ class TestGrow:
         pair.disks.check_grow(record, 2 * GIB)
         assert pair.disks.grow(record, 2 * GIB) == 2 * GIB
         for node in ("n1", "n2"):
-            state = pair.kernels[node].state(name)
-            assert state is not None
-            assert state.size == 2 * GIB
+            assert pair.kernels[node].device_size(1) == 2 * GIB
             assert pair.volumes(node).size(f"{record.volume}-drbd-raw") == 2 * GIB
         here = pair.kernels["n1"].state(name)
         assert here is not None
@@ -429,9 +427,7 @@ class TestGrow:
         pair.farther.lose["grow"] = done
         with pytest.raises(NodeUnreachable):
             pair.disks.grow(record, 2 * GIB)
-        state = pair.kernels["n1"].state(resource_name(record.id))
-        assert state is not None
-        assert state.size == GIB
+        assert pair.kernels["n1"].device_size(1) == GIB
         pair.farther.away = False
         assert pair.disks.grow(record, 2 * GIB) == 2 * GIB
 

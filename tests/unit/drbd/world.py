@@ -99,6 +99,7 @@ class Pair(World):
             states=kernel,
             roles=self.roles,
             used_paths=lambda: self.used,
+            device_size=kernel.device_size,
         )
         return Disks(
             store=self.store,

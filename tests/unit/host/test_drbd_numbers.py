@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from mcvirtd.host.drbd_numbers import minors_in_use, ports_in_use
+from mcvirtd.host.drbd_numbers import device_size, minors_in_use, ports_in_use
 
 TCP = """\
   sl  local_address rem_address   st tx_queue rx_queue tr tm->when retrnsmt   uid  timeout inode
@@ -35,6 +35,13 @@ def test_ports(tmp_path: Path) -> None:
     (tmp_path / "tcp").write_text(TCP)
     (tmp_path / "db.res").write_text(FOREIGN)
     assert ports_in_use((tmp_path / "tcp", tmp_path / "tcp6"), (tmp_path,)) == {7789, 22, 7800, 7801}
+
+
+def test_size(tmp_path: Path) -> None:
+    (tmp_path / "drbd3").mkdir()
+    (tmp_path / "drbd3/size").write_text("2048\n")
+    assert device_size(3, tmp_path) == 2**20
+    assert device_size(4, tmp_path) == 0
 
 
 def test_nothing_there(tmp_path: Path) -> None:
