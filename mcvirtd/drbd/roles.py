@@ -21,6 +21,8 @@ from mcvirtd.tasks.task import current_task
 log = logging.getLogger(__name__)
 
 READY_WITHIN = 30.0
+AWAY_WITHIN = 2.0
+"""How long a leg may take to find the other one all the same, where nothing says that it is there."""
 CLOSE_WITHIN = 30.0
 _AGAIN_AFTER = 0.2
 
@@ -109,8 +111,9 @@ class Roles:
 
     def _settled(self, record: DiskRecord, name: str) -> ResourceState:
         """The leg once it is connected; or without that, if the other node is away."""
+        within = READY_WITHIN if self._needs_peer(record) and not self._heedless() else AWAY_WITHIN
         try:
-            return self._states.wait(name, _settled, READY_WITHIN if self._needs_peer(record) else 2.0)
+            return self._states.wait(name, _settled, within)
         except DeadlinePassed:
             state = self._states.state(name)
             if state is None or not _attached(state):

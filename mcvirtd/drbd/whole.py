@@ -8,6 +8,7 @@ from pathlib import Path
 import msgspec
 
 from mcvirt.types.vm import StorageType
+from mcvirtd.auth.caller import current_caller
 from mcvirtd.cluster.peers import Peers
 from mcvirtd.cluster.presence import Presence
 from mcvirtd.drbd.disks import ReplicatedDisks
@@ -66,6 +67,7 @@ class Drbd:
             legs=local,
             states=self.here.reader,
             reachable=lambda name: presence.peers.status(name).reachable,
+            heedless=lambda: current_caller().ignore_drbd,
         )
         self.disks = ReplicatedDisks(
             store=store,
