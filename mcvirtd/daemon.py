@@ -11,8 +11,6 @@ import time
 from collections.abc import Mapping
 from typing import Any, cast
 
-import msgspec
-
 from mcvirt import api
 from mcvirt.api.drbd_peer import DrbdPeerApi
 from mcvirt.api.membership import JoinApi, MembershipApi
@@ -23,6 +21,7 @@ from mcvirt.rpc import transport
 from mcvirt.rpc.codec import Reply
 from mcvirt.rpc.contract import operations
 from mcvirt.types.vm import AutoStart
+from mcvirtd import endpoint
 from mcvirtd.auth import first_start
 from mcvirtd.auth.audit import Audit
 from mcvirtd.auth.caller import SYSTEM, Caller, current_caller
@@ -45,7 +44,7 @@ from mcvirtd.cluster.reach import Reach, asking
 from mcvirtd.cluster.routing import Router
 from mcvirtd.cluster.standing import Standing
 from mcvirtd.drbd.whole import Drbd
-from mcvirtd.host import files, network, systemd
+from mcvirtd.host import network, systemd
 from mcvirtd.hypervisor.accelerator import Setting
 from mcvirtd.hypervisor.verbs import HypervisorVerbs
 from mcvirtd.maintenance import Chore, Maintenance
@@ -77,7 +76,6 @@ from mcvirtd.vm.machines import Machines
 log = logging.getLogger(__name__)
 
 STATE_FILE = "state.db"
-ENDPOINT_FILE = "endpoint.json"
 TRUST_FILE = "ca.pem"
 _CONNECT_WITHIN = 10.0
 _HOUR = 3600.0
@@ -106,8 +104,10 @@ class Daemon:
             self._build(store, hypervisor)
             self._settling.settle()
             server = self._serve(first_start.write_root_token(self._settings.paths.run))
-            stack.callback(self._unpublish)
-            self._publish(server)
+            stack.callback(endpoint.withdraw, self._settings.paths.run)
+            endpoint.announce(
+                self._settings.paths.run, address=self._settings.listen.address, port=server.port, node=self._node
+            )
             self._handle_signals(server)
             self._admission.serving(server.port)
             self._presence.start(server)
@@ -391,16 +391,6 @@ class Daemon:
     def _vm_of_disk(self, disk: str) -> str | None:
         record = self._store.get(DiskRecord, disk)
         return record.vm if record is not None else None
-
-    def _publish(self, server: Server) -> None:
-        address = self._settings.listen.address
-        host = "localhost" if address in ("0.0.0.0", "::", "127.0.0.1", "::1") else address  # noqa: S104
-        endpoint = msgspec.json.encode({"host": host, "port": server.port, "node": self._node})
-        files.write_atomically(self._settings.paths.run / ENDPOINT_FILE, endpoint + b"\n", mode=0o644)
-
-    def _unpublish(self) -> None:
-        for name in (ENDPOINT_FILE, first_start.TOKEN_FILE):
-            (self._settings.paths.run / name).unlink(missing_ok=True)
 
     def _handle_signals(self, server: Server) -> None:
         def stop(number: int, frame: object) -> None:  # noqa: ARG001

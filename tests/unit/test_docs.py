@@ -15,7 +15,8 @@ from mcvirt.api import contracts
 from mcvirt.permissions import Permission
 from mcvirt.rpc.contract import operations
 from mcvirtd import settings
-from mcvirtd.daemon import ENDPOINT_FILE, STATE_FILE, TRUST_FILE
+from mcvirtd.daemon import STATE_FILE, TRUST_FILE
+from mcvirtd.endpoint import ENDPOINT_FILE
 
 ROOT = Path(__file__).resolve().parents[2]
 DOCUMENTS = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")])
