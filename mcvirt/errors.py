@@ -347,6 +347,11 @@ class NodeUnreachable(Unreachable):
     """Node '{node}' can't be reached: {reason}"""
 
 
+class AnswerLost(NodeUnreachable):
+    """Node '{node}' was asked and did not answer: {reason} So it is not known whether it is done. Look before you try
+    again."""
+
+
 class DaemonBusy(Unreachable):
     """mcvirtd on node '{node}' has as many connections as it takes. Try again in a moment."""
 

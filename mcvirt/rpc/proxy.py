@@ -7,7 +7,7 @@ from typing import Any, Protocol, TypeVar, cast
 
 import msgspec
 
-from mcvirt.errors import InternalError, from_wire
+from mcvirt.errors import AnswerLost, InternalError, NodeUnreachable, from_wire
 from mcvirt.rpc.codec import Reply
 from mcvirt.rpc.contract import Operation, operation
 from mcvirt.rpc.transport import Connection
@@ -41,7 +41,13 @@ class _Call:
             if len(args) > len(self._names):
                 raise TypeError(f"{self._operation} takes {len(self._names)} arguments, not {len(args)}")
             kwargs.update(zip(self._names, args, strict=False))
-        reply = _reply.decode(self._connection.call(self._operation.object_id, self._operation.name, kwargs))
+        try:
+            data = self._connection.call(self._operation.object_id, self._operation.name, kwargs)
+        except AnswerLost as error:
+            if not self._operation.remote.reads:
+                raise
+            raise NodeUnreachable(**error.fields) from None  # nothing was to be done, so nothing is unknown
+        reply = _reply.decode(data)
         if reply.error is not None:
             raise from_wire(reply.error)
         if reply.away:

@@ -19,7 +19,7 @@ import Pyro4.core
 from Pyro4 import errors as pyro_errors
 from Pyro4 import message, socketutil
 
-from mcvirt.errors import DaemonBusy, McvirtError, NodeUnreachable, NotAuthenticated, from_wire
+from mcvirt.errors import AnswerLost, DaemonBusy, McvirtError, NodeUnreachable, NotAuthenticated, from_wire
 from mcvirt.rpc import codec
 
 MAX_MESSAGE_SIZE = 16 * 1024 * 1024
@@ -137,7 +137,7 @@ class Connection:
                 raise self._said(error, connected) from None
             except OSError as error:
                 self._proxy._pyroRelease()
-                raise NodeUnreachable(node=self.node, reason=_reason(error)) from None
+                raise self._lost(_reason(error), connected) from None
         if reply.flags & message.FLAGS_EXCEPTION:
             raise self._exception(bytes(reply.data))
         return cast(bytes, reply.data)
@@ -167,13 +167,16 @@ class Connection:
         if isinstance(error, pyro_errors.MessageTooLargeError):
             return NodeUnreachable(node=self.node, reason="the message is larger than the daemon takes.")
         if isinstance(error, pyro_errors.TimeoutError):
-            return NodeUnreachable(node=self.node, reason=f"{self.address} did not answer in time.")
+            return self._lost(f"{self.address} did not answer in time.", connected)
         cause = error.__cause__ or error
         if isinstance(error, pyro_errors.ConnectionClosedError):
             if not connected:
                 return DaemonBusy(node=self.node)
-            return NodeUnreachable(node=self.node, reason="the connection was lost before the answer came.")
-        return NodeUnreachable(node=self.node, reason=_reason(cause))
+            return self._lost("the connection was lost before the answer came.", connected)
+        return self._lost(_reason(cause), connected)
+
+    def _lost(self, reason: str, connected: bool) -> NodeUnreachable:
+        return (AnswerLost if connected else NodeUnreachable)(node=self.node, reason=reason)
 
     def _exception(self, data: bytes) -> McvirtError:
         try:

@@ -15,7 +15,7 @@ class NodeInfo(msgspec.Struct, frozen=True, kw_only=True):
     name: str
     id: str
     address: str | None
-    status: str  # Local, Connected, Unreachable
+    status: str  # Local, Connected, Away (it answers, and has not got all changes yet), Unreachable, Joining, Removed
     version: str
     revision: int
     cpu_count: int

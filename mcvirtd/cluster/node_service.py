@@ -149,7 +149,7 @@ class NodeService(NodeApi):
         """Another node, from memory: nobody is asked."""
         record = self._store.all(NodeRecord)[name]
         known = self._live(name)
-        status = "Unreachable" if known.silent else "Connected"
+        status = "Unreachable" if known.silent else "Away" if record.away else "Connected"
         registered = sum(1 for vm in self._store.all(VmRecord).values() if vm.node == name)
         if known.info is not None:
             return msgspec.structs.replace(

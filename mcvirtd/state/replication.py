@@ -217,12 +217,17 @@ class Replicator:
     def _borrow_turn(self, leader: str) -> tuple[str, str, Position]:
         answer = self._ask(leader, {"kind": "turn.begin"}, TURN_WITHIN + 2)
         base = msgspec.convert(answer["base"], Position, strict=False)
-        if self.replica.position() != base:
-            self._run(self.replica.catch_up(leader))
+        turn = str(answer["turn"])
+        try:
             if self.replica.position() != base:
-                self._ask(leader, {"kind": "turn.release", "turn": answer["turn"]}, 2.0)
+                self._run(self.replica.catch_up(leader))
+            if self.replica.position() != base:
                 raise StaleChange(revision=base.revision)
-        return str(answer["turn"]), leader, base
+        except McvirtError as error:
+            self._note_trouble(error)
+            self._release(leader, turn)
+            raise
+        return turn, leader, base
 
     def _end_turn(self) -> None:
         turn, leader, _ = self._lease or ("", "", None)
@@ -230,10 +235,13 @@ class Replicator:
         if leader == self.name:
             self._turns.give(turn)
         elif turn:
-            try:
-                self._ask(leader, {"kind": "turn.release", "turn": turn}, 2.0)
-            except McvirtError as error:
-                log.info("the turn is left to end by itself: %s", error)
+            self._release(leader, turn)
+
+    def _release(self, leader: str, turn: str) -> None:
+        try:
+            self._ask(leader, {"kind": "turn.release", "turn": turn}, 2.0)
+        except McvirtError as error:
+            log.info("the turn is left to end by itself: %s", error)
 
     def commit(self, change: Change) -> None:
         """Have *change* stored by the cluster; when this returns, it is also stored here."""

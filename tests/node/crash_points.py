@@ -2,7 +2,8 @@
 
 Those moments are before and after each commit to the state file, and before and after each act on libvirt or storage.
 The file named by $CRASH_PLAN says what to do: "count" writes each moment's name to $CRASH_LOG; a number N kills the
-process at the N-th moment (from 1) since the plan was written. Without the file nothing happens.
+process at the N-th moment (from 1) since the plan was written, a moment's name at the next one of that name.
+Without the file nothing happens.
 """
 
 from __future__ import annotations
@@ -49,7 +50,7 @@ def _moment(name: str) -> None:
         if plan == "count":
             with _LOG.open("a") as file:
                 file.write(name + "\n")
-        elif _seen == int(plan):
+        elif plan in (name, str(_seen)):
             with _LOG.open("a") as file:
                 file.write(f"killed at {_seen}: {name}\n")
             os.kill(os.getpid(), signal.SIGKILL)

@@ -113,7 +113,7 @@ def _nodes(out: Output, nodes: tuple[NodeInfo, ...]) -> str:
     headers = ("Node", "IP Address", "Status", "Version", "Revision", "Lag", "CPU Usage", "Memory Usage", "VMs Running")
     colours = {status: GREEN for state in ("Local", "Connected") for status in (state, f"{state}, leader")}
     colours.update({status: RED for state in ("Unreachable", "Removed") for status in (state, f"{state}, leader")})
-    return out.table((*headers, "Accelerator"), lines, {"Status": {**colours, "Joining": YELLOW}})
+    return out.table((*headers, "Accelerator"), lines, {"Status": {**colours, "Joining": YELLOW, "Away": YELLOW}})
 
 
 def _percent(value: float | None) -> str:
