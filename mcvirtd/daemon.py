@@ -375,6 +375,7 @@ class Daemon:
             reaches=self._reach.how,
             drbd=self._drbd.here,
             finds=self._reach.finds,
+            heard=presence.members.note_version,
         )
         server.register(publish(PeerApi, peer_service, self._guard), PeerApi.object_id)
         server.register(publish(DrbdPeerApi, self._drbd.peer_service, self._guard), DrbdPeerApi.object_id)

@@ -41,15 +41,20 @@ class LocationState(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Beat(msgspec.Struct, frozen=True, kw_only=True):
-    """A heartbeat: where the sender's replica is, and its news."""
+    """A heartbeat: the sender's version of mcvirt, where its replica is, and its news.
 
+    Nodes of all versions understand each other this far: fields are added to it, and to its answer, and never changed.
+    """
+
+    version: str = ""
     replica: dict[str, Any] = {}
     live: LiveNews | None = None
 
 
 class BeatAnswer(msgspec.Struct, frozen=True, kw_only=True):
-    """The answer to one: where the receiver's replica is, and what it has now of the sender's facts."""
+    """The answer to one: the receiver's version, where its replica is, and what it has of the sender's facts."""
 
+    version: str = ""
     replica: dict[str, Any] = {}
     have: LiveVersion = LiveVersion()
 

@@ -69,6 +69,7 @@ class Admission:
         presence.nodes.status = self.membership.status
         every = (self.membership.warnings, *warnings)
         presence.warnings = lambda: tuple(text for each in every for text in each())
+        replicator.fault_of = presence.peers.fault
         presence.peers.stranger = self.membership.told_stranger
 
     def door(

@@ -65,11 +65,10 @@ def encode(content: ConnectString) -> str:
     return PREFIX + base64.urlsafe_b64encode(_checksum(data) + data).decode().rstrip("=")
 
 
-def decode(text: str, *, now: float, slack: float = 60.0) -> ConnectString:
+def decode(text: str) -> ConnectString:
     """What *text* says; raises ConnectStringRefused, with a reason that tells what to do.
 
-    *slack* is how far the clocks of both nodes may be apart before a string looks expired here; the node that made it
-    has the last word.
+    It may have expired: the node that made it knows, by its own clock.
     """
     data = _unwrapped("".join(text.split()))
     try:
@@ -80,11 +79,15 @@ def decode(text: str, *, now: float, slack: float = 60.0) -> ConnectString:
     except msgspec.MsgspecError:
         raise _refused("what is in it makes no sense. Have a new one made.") from None
     _check(found)
-    if now >= found.expires + slack:
+    return found
+
+
+def refuse_expired(found: ConnectString, now: float) -> None:
+    """Raise ConnectStringRefused if *found* has expired by this node's clock: for where the other can't be asked."""
+    if now >= found.expires:
         raise _refused(
             f"it has expired. Have a new one made on node '{found.name}', with `mcvirt cluster get-connect-string`."
         )
-    return found
 
 
 class _Version(msgspec.Struct, frozen=True):

@@ -7,6 +7,7 @@ from typing import Any, Protocol
 
 import msgspec
 
+from mcvirt import __version__
 from mcvirt.api.peer import PeerApi
 from mcvirt.errors import BadArgument, McvirtError
 from mcvirt.rpc.codec import Reply
@@ -92,7 +93,7 @@ class Forwarding:
 
 
 class PeerService(PeerApi):
-    """What other nodes ask of this one. *run* is the guard's door to the users' operations."""
+    """What other nodes ask of this one. *heard* is told their versions; *run* is the guard's door to users' calls."""
 
     def __init__(
         self,
@@ -106,8 +107,10 @@ class PeerService(PeerApi):
         reaches: Callable[[str], str],
         drbd: Drbd,
         finds: Callable[[str, str, int], str],
+        heard: Callable[[str, str], None],
     ) -> None:
         self._finds = finds
+        self._heard = heard
         self._reaches = reaches
         self._drbd = drbd
         self._bridge_faults = bridge_faults
@@ -120,11 +123,12 @@ class PeerService(PeerApi):
     def heartbeat(self, beat: Beat) -> BeatAnswer:
         """Say that one is there, and what is new."""
         sender = current_caller().peer
+        self._heard(sender, beat.version)
         have = self._live.hear(sender, beat.live) if beat.live is not None else LiveVersion()
         replication = self._replication()
         if beat.replica:
             replication.observe(sender, beat.replica)
-        return BeatAnswer(replica=replication.facts(), have=have)
+        return BeatAnswer(version=__version__, replica=replication.facts(), have=have)
 
     def replicate(self, message: dict[str, Any]) -> dict[str, Any]:
         """A message of the replication protocol."""

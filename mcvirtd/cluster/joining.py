@@ -81,13 +81,17 @@ class Joining:
 
     def add(self, text: str, *, dry_run: bool) -> JoinReport:
         """Take in the node of the connect string *text*; see the contract."""
-        wanted = connect_string.decode(text, now=self._clock())
+        wanted = connect_string.decode(text)
         self._membership.note_port()
         self._check_known(wanted)
         node = _Newcomer(wanted)
         try:
             with step("Looking at the node"):
-                checks, facts = self._look(node)
+                try:
+                    checks, facts = self._look(node)
+                except NodeUnreachable:
+                    connect_string.refuse_expired(wanted, self._clock())
+                    raise
             faults = suitability.faults(checks)
             if not dry_run:
                 if faults:

@@ -9,9 +9,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from mcvirt import __version__
 from mcvirt.errors import NodeUnreachable, NotAMember, NotAuthenticated
 from mcvirtd.auth.caller import Caller
 from mcvirtd.cluster.certificates import key_fingerprint
+from mcvirtd.cluster.suitability import neighbours
 from mcvirtd.state.records import NodeRecord
 from mcvirtd.state.store import Store
 
@@ -22,6 +24,7 @@ class Members:
     def __init__(self, store: Store, node: str) -> None:
         self._store = store
         self.node = node
+        self._versions: dict[str, str] = {}
 
     def others(self) -> Mapping[str, NodeRecord]:
         """All members but this one that have an address, by name."""
@@ -42,6 +45,22 @@ class Members:
         """Whether the node that *caller* is is another member, and its key the member's."""
         record = self._store.get(NodeRecord, caller.peer)
         return record is not None and record.name != self.node and bool(caller.key) and record.fingerprint == caller.key
+
+    def note_version(self, name: str, version: str) -> None:
+        """Member *name* has said that it has that version of mcvirt."""
+        self._versions[name] = version
+
+    def version_fault(self, name: str) -> str:
+        """Why this node and member *name* can't work together, a sentence; "" if they can, as far as is known."""
+        version = self._versions.get(name, "")
+        if not version or neighbours(__version__, version):
+            return ""
+        return f"it has mcvirt {version}, which does not work together with {__version__} here. Upgrade the older."
+
+    def check_version(self, name: str) -> None:
+        """Raise NodeUnreachable unless this node and member *name* work together."""
+        if fault := self.version_fault(name):
+            raise NodeUnreachable(node=name, reason=fault)
 
     def verify(self, name: str, certificate: bytes) -> None:
         """Raise NodeUnreachable unless *certificate* (DER) is that of member *name*."""

@@ -81,6 +81,7 @@ class NodeService(NodeApi):
         host: HostFacts = host_facts,
         warnings: Callable[[], tuple[str, ...]] = lambda: (),
         live: Callable[[str], Known] = lambda node: Known(),  # noqa: ARG005
+        version_fault: Callable[[str], str] = lambda node: "",  # noqa: ARG005
     ) -> None:
         self._store = store
         self._node = node
@@ -89,6 +90,7 @@ class NodeService(NodeApi):
         self._host = host
         self._warnings = warnings
         self._live = live
+        self._version_fault = version_fault
         # Set by who knows: how far a node is, and what is to be said of this one's place in the cluster.
         self.revision_of: Callable[[str], int | None] = lambda node: None  # noqa: ARG005
         self.status: Callable[[], str] = lambda: "Local"
@@ -152,8 +154,15 @@ class NodeService(NodeApi):
         status = "Unreachable" if known.silent else "Away" if record.away else "Connected"
         registered = sum(1 for vm in self._store.all(VmRecord).values() if vm.node == name)
         if known.info is not None:
+            fault = self._version_fault(name)
             return msgspec.structs.replace(
-                known.info, name=name, address=record.address, status=status, vms=registered, age=known.age
+                known.info,
+                name=name,
+                address=record.address,
+                status=status,
+                vms=registered,
+                age=known.age,
+                warnings=(*known.info.warnings, *([fault] if fault else [])),
             )
         return NodeInfo(
             name=name,

@@ -231,12 +231,13 @@ class Peers:
     ) -> msgspec.Raw:
         """The result (in wire form) of an operation of another node.
 
-        Raises the operation's error, or NodeUnreachable: at once for a node that is known to be away, and after
-        *within* seconds at the latest.
+        Raises the operation's error, or NodeUnreachable: at once for a node that is known to be away or of a version
+        that this one does not work together with, and after *within* seconds at the latest.
         """
         link = self._links.get(node)
         if link is None:
             raise NodeUnreachable(node=node, reason="it is no member with an address.")
+        self._members.check_version(node)
         reply = _reply.decode(link.call(object_id, operation, arguments, within))
         if reply.error is not None:
             raise from_wire(reply.error)
@@ -278,13 +279,18 @@ class Peers:
             for node, future in futures.items()
         }
 
+    def fault(self, node: str) -> NodeUnreachable | None:
+        """What keeps this node from asking one that answers."""
+        fault = self._members.version_fault(node)
+        return NodeUnreachable(node=node, reason=fault) if fault else None
+
     def reachable(self) -> Sequence[str]:
         """The other members that answer."""
         return [name for name, link in list(self._links.items()) if link.status().reachable]
 
     def silent(self) -> Sequence[str]:
-        """The other members that did not answer their last heartbeat, or none so far."""
-        answering = set(self.reachable())
+        """The other members that did not answer their last heartbeat, or none so far, or can't be worked with."""
+        answering = {name for name in self.reachable() if not self._members.version_fault(name)}
         return [name for name in self._members.others() if name not in answering]
 
     def status(self, node: str) -> PeerStatus:

@@ -9,6 +9,7 @@ from typing import Protocol
 
 import msgspec
 
+from mcvirt import __version__
 from mcvirt.errors import Conflict, McvirtError
 from mcvirt.types.peer import Beat, BeatAnswer
 from mcvirtd.cluster.forwarding import NoReplication, Replication
@@ -64,6 +65,7 @@ class Presence:
             hypervisor=hypervisor,
             accelerator=accelerator,
             live=self._known,
+            version_fault=self.members.version_fault,
             warnings=lambda: self.warnings(),  # noqa: PLW0108 - it is set later
         )
         self.nodes.try_address = self.try_address
@@ -146,9 +148,10 @@ class Presence:
     # --- the others ---------------------------------------------------------------------------------------------------
 
     def _say(self, node: str) -> Beat:
-        return Beat(replica=self.replication.facts(), live=self.live.news_for(node))
+        return Beat(version=__version__, replica=self.replication.facts(), live=self.live.news_for(node))
 
     def _heard(self, node: str, answer: BeatAnswer) -> None:
+        self.members.note_version(node, answer.version)
         if answer.replica:
             self.replication.observe(node, answer.replica)
         if self.live.acknowledged(node, answer.have):

@@ -57,6 +57,9 @@ class Sessions(Protocol):
 class Members(Protocol):
     """Knows the nodes of the cluster."""
 
+    def check_version(self, name: str) -> None:
+        """Raise NodeUnreachable unless this node and member *name* work together."""
+
     def is_member(self, caller: Caller) -> bool:
         """Whether the node that *caller* is is a member still."""
 
@@ -211,6 +214,8 @@ class Guard:
         elif caller.peer:
             if self._members is None or not self._members.is_member(caller):
                 raise NotAMember(node=self._node, name=caller.peer)
+            if published.label.startswith("peer.") and published.label != "peer.heartbeat":
+                self._members.check_version(caller.peer)
             if not needs_peer:
                 raise NotAuthenticated(text=f"Node '{caller.peer}' is no user, and may not do this by itself.")
         elif needs_peer:

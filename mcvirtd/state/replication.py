@@ -17,9 +17,11 @@ from mcvirt.errors import (
     ChangeUnknown,
     LeaderUnreachable,
     McvirtError,
+    NodeUnreachable,
     NotLeader,
     StaleChange,
     StateNotWritable,
+    StateRefused,
     from_wire,
 )
 from mcvirtd.state.log import Origin, StateLog, Statement, to_wire
@@ -157,6 +159,8 @@ class Replicator:
         # Called when an operator's word has made this node the leader in the middle of something.
         self.replaced: Callable[[str], None] = lambda leader: None  # noqa: ARG005
         self._thread: threading.Thread | None = None
+        # Set by who knows: why a member that answers is not asked.
+        self.fault_of: Callable[[str], McvirtError | None] = lambda member: None  # noqa: ARG005
         self._leader_heard: Callable[[str], bool] = lambda leader: leader not in transport.silent()
 
     # --- driving ----------------------------------------------------------------------------------------------------
@@ -266,7 +270,7 @@ class Replicator:
         message = {"kind": "turn.commit", "turn": turn, "base": base, "change": text, "without": list(given_up())}
         try:
             answer = self._ask(leader, message, COMMIT_WITHIN)
-        except LeaderUnreachable as error:
+        except (LeaderUnreachable, NodeUnreachable) as error:
             raise ChangeUnknown(revision=base.revision + 1, reason=f"node '{leader}' did not answer.") from error
         committed = msgspec.convert(answer["committed"], Committed, strict=False)
         if self.replica.position().revision < committed.entry.revision:
@@ -281,7 +285,7 @@ class Replicator:
     def _ask(self, member: str, message: Message, within: float) -> Message:
         answer = self._transport.ask_all({member: message}, within).get(member)
         if answer is None:
-            raise LeaderUnreachable(leader=member)
+            raise self.fault_of(member) or LeaderUnreachable(leader=member)
         if "error" in answer:
             raise from_wire(answer["error"])
         return answer
@@ -350,7 +354,7 @@ class Replicator:
     # --- following --------------------------------------------------------------------------------------------------
 
     def _note_trouble(self, error: McvirtError) -> None:
-        if isinstance(error, StateNotWritable):
+        if isinstance(error, StateNotWritable | StateRefused):
             if not self.trouble:
                 log.error("this node can't take over changes of the cluster: %s", error)
             self.trouble = str(error)

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import subprocess
 import uuid
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import TracebackType
@@ -33,7 +33,7 @@ class ClusterNodes:
     """*count* nodes. `start` starts hosts and network, forms the cluster by hand if *formed*, and starts all daemons.
 
     Without *formed* the nodes are blank, each a cluster of one that can reach the others: for tests of joining.
-    *records* are put into every node's state before it starts.
+    *records* are put into every node's state before it starts; *names* are for nodes that are called otherwise.
     """
 
     def __init__(
@@ -47,6 +47,7 @@ class ClusterNodes:
         settings: str = "",
         records: Sequence[Record] = (),
         module: str = "mcvirtd.main",
+        names: Mapping[int, str] | None = None,
     ) -> None:
         self.directory = directory.absolute()
         self._formed = formed
@@ -55,7 +56,7 @@ class ClusterNodes:
         self.nodes = {
             number: McvirtNode(
                 self.directory / f"node{number}",
-                f"node{number}",
+                (names or {}).get(number, f"node{number}"),
                 simulate=simulate,
                 capabilities=capabilities,
                 settings=settings,

@@ -474,6 +474,9 @@ class Membership:
     def __init__(self) -> None:
         self.members = {"n2": "key of n2"}
 
+    def check_version(self, name: str) -> None:
+        pass
+
     def is_member(self, caller: Caller) -> bool:
         return self.members.get(caller.peer) == caller.key
 
