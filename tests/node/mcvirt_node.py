@@ -53,6 +53,8 @@ class McvirtNode:
         self.volumes = self.host.path(VOLUMES)
         self.log_path = self.directory / "mcvirtd.log"
         self.settings_path = self.directory / "mcvirtd.toml"
+        # What mcvirtd, and commands on the node, have in their environment besides the usual.
+        self.env: dict[str, str] = {}
         self._simulate = simulate
         self._settings = settings
         self._deadline = deadline
@@ -124,7 +126,7 @@ class McvirtNode:
             stdin=subprocess.DEVNULL,
             stdout=self._log,
             stderr=self._log,
-            env={**os.environ, "NOTIFY_SOCKET": str(path), "PYTHONPATH": _repository(), **(env or {})},
+            env={**os.environ, "NOTIFY_SOCKET": str(path), "PYTHONPATH": _repository(), **self.env, **(env or {})},
         )
         try:
             if wait:
@@ -220,7 +222,8 @@ class McvirtNode:
 
     def client_env(self) -> dict[str, str]:
         """What a client of this node needs in its environment."""
-        return {"MCVIRT_RUN_DIR": str(self.run_dir), "HOME": str(self.directory), "PYTHONPATH": _repository()}
+        own = {"MCVIRT_RUN_DIR": str(self.run_dir), "HOME": str(self.directory), "PYTHONPATH": _repository()}
+        return {**own, **self.env}
 
     def json(self, *argv: str) -> Any:
         """The value that a command prints with --json."""
