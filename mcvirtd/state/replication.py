@@ -6,7 +6,6 @@ import contextvars
 import logging
 import secrets
 import threading
-import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, Protocol, TypeVar
@@ -29,6 +28,7 @@ from mcvirtd.state.order import Epoch, Message, Position, Snapshot
 from mcvirtd.state.records import NodeRecord
 from mcvirtd.state.replicate import Committed, Procedure, Replica
 from mcvirtd.state.store import Change, Store
+from mcvirtd.state.turns import Turns
 
 log = logging.getLogger(__name__)
 R = TypeVar("R")
@@ -100,43 +100,6 @@ class MemberStatus(msgspec.Struct, frozen=True, kw_only=True):
     lag: int | None
 
 
-class _Turns:
-    """The leader's turns, one at a time; a turn of another member is a lease that ends by itself."""
-
-    def __init__(self) -> None:
-        self._changed = threading.Condition()
-        self._holder = ""
-        self._until = 0.0
-
-    def take(self, within: float, lease: float | None = None) -> str:
-        """A new turn's ID, or '' if there was none in time."""
-        deadline = time.monotonic() + within
-        with self._changed:
-            while self._holder and time.monotonic() < self._until:
-                left = min(deadline, self._until) - time.monotonic()
-                if deadline <= time.monotonic():
-                    return ""
-                self._changed.wait(max(0.01, left))
-            self._holder = secrets.token_hex(8)
-            self._until = time.monotonic() + (lease if lease is not None else 3600.0)
-            return self._holder
-
-    def keep(self, turn: str) -> bool:
-        """Whether the turn is still its holder's; if so, it no longer ends by itself."""
-        with self._changed:
-            if self._holder != turn or time.monotonic() >= self._until:
-                return False
-            self._until = time.monotonic() + 3600.0
-            return True
-
-    def give(self, turn: str) -> None:
-        """The turn is over."""
-        with self._changed:
-            if self._holder == turn:
-                self._holder = ""
-                self._changed.notify_all()
-
-
 class Replicator:
     """This member's part in the cluster. `Store.replicate_with` makes it order the store's changes."""
 
@@ -148,7 +111,7 @@ class Replicator:
         self._transport = transport
         # Held while protocol code runs, never while it waits for other members.
         self._member = threading.RLock()
-        self._turns = _Turns()
+        self._turns = Turns()
         self._lease: tuple[str, str, Position] | None = None  # token, leader, base; of the turn this node has
         self._news = threading.Condition()
         self._behind = False

@@ -8,10 +8,10 @@ from __future__ import annotations
 import sys
 
 from mcvirtd.state.log import StateLog
-from mcvirtd.state.replication import _Turns
+from mcvirtd.state.turns import Turns
 from tests.node.join_crash_points import crash_points
 
-crash_points._ACTS = ((StateLog, ("append",)), (_Turns, ("give",)))
+crash_points._ACTS = ((StateLog, ("append",)), (Turns, ("give",)))
 
 
 if __name__ == "__main__":
