@@ -90,6 +90,7 @@ class VmRow(msgspec.Struct, frozen=True, kw_only=True):
     locked: bool = False
     missing: bool = False  # registered, but libvirt on its node has lost the domain
     age: int | None = None  # its node is away, and the state is from so many seconds ago
+    trouble: tuple[str, ...] = ()  # what is wrong with its replicated hard drives, a sentence each
 
 
 class DiskSpec(msgspec.Struct, frozen=True, kw_only=True):

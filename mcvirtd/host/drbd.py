@@ -25,6 +25,7 @@ LEAST_KERNEL = (8, 4, 0)
 LEAST_UTILS = (9, 15, 0)
 ASIDE = ".before-mcvirt"
 _OPEN = re.compile(r"held open|\(-12\)")
+_SECRET = re.compile(r"--shared-secret[= ]?\S*")
 _STATUS = Path("/proc/drbd")
 _DIRECTORY = Path(config.DIRECTORY)
 
@@ -37,7 +38,14 @@ class Versions(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def _do(argv: list[str], within: float = WITHIN) -> None:
-    run(argv, within=within)
+    try:
+        run(argv, within=within)
+    except CommandFailed as error:
+        # drbdadm names the whole command that failed, and for `connect` that has the secret in it.
+        hidden = _SECRET.sub("--shared-secret=...", str(error.output))
+        if hidden == error.output:
+            raise
+        raise CommandFailed(program=error.program, status=error.status, output=hidden) from None
 
 
 # --- the files ----------------------------------------------------------------------------------------------------

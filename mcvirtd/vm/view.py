@@ -57,9 +57,13 @@ class View:
     def rows(self) -> Sequence[VmRow]:
         """All machines, by name."""
         sizes: dict[str, int] = {}
+        trouble: dict[str, list[str]] = {}
         for disk in self._store.all(DiskRecord).values():
-            if disk.vm is not None:
-                sizes[disk.vm] = sizes.get(disk.vm, 0) + disk.size
+            if disk.vm is None:
+                continue
+            sizes[disk.vm] = sizes.get(disk.vm, 0) + disk.size
+            if disk.replica is not None and (replica := self._replica(disk)) is not None:
+                trouble.setdefault(disk.vm, []).extend(replica.warnings())
         records = self._store.all(VmRecord)
         nodes = {vm.node for vm in records.values()} - {self._node, None}
         known = {node: self._live(node) for node in nodes if node is not None}
@@ -75,6 +79,7 @@ class View:
                 locked=records[name].locked,
                 missing=looked[name].missing,
                 age=looked[name].age,
+                trouble=tuple(trouble.get(name, ())),
             )
             for name in sorted(records)
         ]

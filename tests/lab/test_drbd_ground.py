@@ -33,6 +33,19 @@ reader.stop()
 """
 
 
+def as_the_unit_does(node: Node, code: str) -> None:
+    """Run Python code with what mcvirtd's unit leaves it: no other capability, and no other place to write to."""
+    node.put(code.encode(), "/usr/local/share/verbs.py")
+    python = "/usr/local/lib/mcvirt/current/bin/python3 -I"
+    node.succeed(
+        f"sed -E -e 's|^ExecStart=.*|ExecStart={python} /usr/local/share/verbs.py|' "
+        "-e 's/^Type=.*/Type=oneshot/' -e '/^(Notify|Restart|Watchdog|StateDir|RuntimeDir|Wants|After|Wanted)/d' "
+        "$(systemctl show -P FragmentPath mcvirtd) > /run/systemd/system/lab-verbs.service && systemctl daemon-reload"
+    )
+    done = node.run("systemctl start lab-verbs")
+    assert done.returncode == 0, node.journal("lab-verbs")
+
+
 def follow_verify(replica: Replica, number: int) -> dict[str, object]:
     node = replica.nodes[number]
     return json.loads(node.python(FOLLOW.replace("NAME", replica.name), within=180))
@@ -114,6 +127,17 @@ def test_verbs_and_reader_agree_with_the_kernel(enabled: Cluster) -> None:
     )
     assert said.count(f"A program on this node has the device of DRBD resource {replica.name} open.") == 2, said
     replica.verb(first, f"secondary({replica.name!r})")
+    # All of it works in the unit's confines, too.
+    as_the_unit_does(
+        second,
+        "from mcvirtd.host import drbd\n"
+        f"name = {replica.name!r}\n"
+        "drbd.disconnect(name)\ndrbd.connect(name)\n"
+        "drbd.primary(name, force=True)\ndrbd.secondary(name)\ndrbd.down(name)\n"
+        "assert drbd.faults() == [], drbd.faults()\n"
+        "drbd.up(name)\n",
+    )
+    replica.wait(second, "state.both_good")
     # Up, down and again are as good as once.
     replica.verb(first, f"up({replica.name!r})")
     replica.verb(first, f"two_primaries({replica.name!r}, True)")

@@ -32,6 +32,9 @@ def _list_arguments(parser: Parser) -> None:
 def _list(context: Context) -> None:
     rows = context.client.vms.list()
     context.out.value(rows, lambda: _list_table(context, rows))
+    for row in rows:
+        for trouble in row.trouble:
+            context.out.say(f"Warning: {row.name}: {trouble}")
 
 
 def _list_table(context: Context, rows: Iterable[VmRow]) -> str:

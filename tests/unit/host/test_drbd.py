@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from mcvirt.errors import CommandFailed
 from mcvirtd.drbd.config import MARK, Common, Leg, Resource
 from mcvirtd.host import drbd, lvm_filter
 
@@ -48,6 +49,25 @@ def test_the_file_of_a_resource_is_for_root_alone(tmp_path: Path) -> None:
     drbd.remove_resource("mcvirt-hd-1", tmp_path)
     drbd.remove_resource("mcvirt-hd-1", tmp_path)
     assert drbd.resource_files(tmp_path) == ()
+
+
+def test_what_drbdadm_says_of_a_failed_connection_does_not_give_the_secret_away(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    said = (
+        "mcvirt-hd-1: Failure: (102) Local address(port) already in use. Command 'drbdsetup-84 connect mcvirt-hd-1 "
+        "ipv4:10.0.0.1:7789 ipv4:10.0.0.2:7789 --protocol=C --shared-secret=verysecretverysecret' ended with code 10"
+    )
+
+    def fail(*_: object, **__: object) -> None:
+        raise CommandFailed(program="drbdadm", status=10, output=said)
+
+    monkeypatch.setattr(drbd, "run", fail)
+    with pytest.raises(CommandFailed, match="already in use") as failed:
+        drbd.connect("mcvirt-hd-1")
+    assert "verysecret" not in f"{failed.value} {failed.value.fields} {failed.value.__cause__}"
+    assert "--shared-secret=..." in str(failed.value)
+    assert failed.value.__suppress_context__
 
 
 DEFAULT = 'global_filter=["a|.*|"]\nfilter=["a|.*|"]\nuse_devicesfile=0\n'
