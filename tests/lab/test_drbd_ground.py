@@ -107,7 +107,7 @@ def test_verbs_and_reader_agree_with_the_kernel(enabled: Cluster) -> None:
         f"{state['disk']}/{state['peer_disk']}",
         state["connection"],
     ]
-    assert state["size"] == int(first.succeed(f"blockdev --getsize64 {replica.device}"))
+    assert state["size"] == 512 * int(first.succeed(f"cat /sys/block/drbd{replica.minor}/size"))
     assert first.succeed(f"stat -c %a /etc/drbd.d/{replica.name}.res").strip() == "600"
 
     # Just made: clean, seen from beginning to end from either side.
