@@ -25,6 +25,7 @@ LEAST_KERNEL = (8, 4, 0)
 LEAST_UTILS = (9, 15, 0)
 ASIDE = ".before-mcvirt"
 _OPEN = re.compile(r"held open|\(-12\)")
+_ALONE = re.compile(r"\(162\).*unknown connection")
 _SECRET = re.compile(r"--shared-secret[= ]?\S*")
 _STATUS = Path("/proc/drbd")
 _DIRECTORY = Path(config.DIRECTORY)
@@ -146,8 +147,12 @@ def connect(name: str, *, discard_my_data: bool = False) -> None:
 
 
 def disconnect(name: str, *, force: bool = False) -> None:
-    """End the connection, and look for the other side no more."""
-    _do(commands.disconnect(name, force=force))
+    """End the connection, and look for the other side no more; fine if there is none, as after a split."""
+    try:
+        _do(commands.disconnect(name, force=force))
+    except CommandFailed as error:
+        if not _ALONE.search(str(error.output)):
+            raise
 
 
 def verify(name: str) -> None:

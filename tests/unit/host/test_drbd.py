@@ -70,6 +70,22 @@ def test_what_drbdadm_says_of_a_failed_connection_does_not_give_the_secret_away(
     assert failed.value.__suppress_context__
 
 
+def test_a_side_that_is_alone_is_disconnected(monkeypatch: pytest.MonkeyPatch) -> None:
+    said = (
+        "??: Failure: (162) Invalid configuration request additional info from kernel: unknown connection Command "
+        "'drbdsetup-84 disconnect ipv4:10.9.0.2:7789 ipv4:10.9.0.1:7789' terminated with exit code 10"
+    )
+
+    def fail(*_: object, **__: object) -> None:
+        raise CommandFailed(program="drbdadm", status=10, output=said)
+
+    monkeypatch.setattr(drbd, "run", fail)
+    drbd.disconnect("mcvirt-hd-1")
+    said = "mcvirt-hd-1: Failure: (162) Invalid configuration request additional info from kernel: unknown resource"
+    with pytest.raises(CommandFailed):
+        drbd.disconnect("mcvirt-hd-1")
+
+
 DEFAULT = 'global_filter=["a|.*|"]\nfilter=["a|.*|"]\nuse_devicesfile=0\n'
 
 
