@@ -10,7 +10,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from tests.bench import call_rate, rows
+from tests.bench import call_rate, rows, together
 from tests.bench.interleave import Command, Timing, best
 from tests.bench.rows import Row
 from tests.bench.scene import Scene
@@ -35,6 +35,8 @@ def main() -> int:
         _say("10 machines in real libvirt: done", began)
         measured += _many(Path(directory) / "many", arguments.rounds)
         _say("1,000 simulated machines: done", began)
+        measured += together.measure(Path(directory) / "together", arguments.rounds)
+        _say("clusters of 3 and 16 nodes: done", began)
     arguments.output.parent.mkdir(parents=True, exist_ok=True)
     arguments.output.write_bytes(rows.as_json(measured))
     print(rows.table(measured))

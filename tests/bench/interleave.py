@@ -1,7 +1,7 @@
 """Times commands in turns, ABCABC..., so that whatever else the machine does disturbs all of them alike.
 
-`python -m tests.bench.interleave` reads a Request as JSON from its input and writes a list of Timing: for commands
-that have to run inside a host.
+`python -m tests.bench.interleave` reads Requests as JSON, one a line, from its input and writes for each a line with a
+list of Timing: for commands that have to run inside a host.
 """
 
 from __future__ import annotations
@@ -29,10 +29,11 @@ class Command(msgspec.Struct, kw_only=True):
 
 
 class Request(msgspec.Struct, kw_only=True):
-    """Run each of *commands* *rounds* times."""
+    """Run each of *commands* *rounds* times; if *warm*, after once that does not count."""
 
     commands: list[Command]
     rounds: int
+    warm: bool = True
 
 
 class Timing(msgspec.Struct, kw_only=True):
@@ -54,7 +55,9 @@ def run(request: Request) -> list[Timing]:
     """The timings of all commands, in their order."""
     timings = {command.name: Timing(name=command.name) for command in request.commands}
     with tempfile.TemporaryFile() as answer:
-        for command in request.commands:  # what is not in the page cache yet, or not compiled, is nobody's merit
+        for command in (
+            request.commands if request.warm else ()
+        ):  # what is not in the page cache yet, or not compiled, is nobody's merit
             _once(command, answer.fileno())
         for number in range(request.rounds):
             for command in request.commands if number % 2 == 0 else reversed(request.commands):
@@ -85,4 +88,6 @@ def _once(command: Command, answer: int) -> tuple[float, float]:
 if __name__ == "__main__":
     for _ in range(10 - 3):  # keep the descriptors up to 9 for the commands
         os.open("/dev/null", os.O_RDONLY)
-    sys.stdout.buffer.write(msgspec.json.encode(run(msgspec.json.decode(sys.stdin.buffer.read(), type=Request))))
+    for line in sys.stdin.buffer:
+        sys.stdout.buffer.write(msgspec.json.encode(run(msgspec.json.decode(line, type=Request))) + b"\n")
+        sys.stdout.buffer.flush()

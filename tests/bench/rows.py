@@ -8,17 +8,20 @@ import msgspec
 
 
 class Bar(msgspec.Struct, frozen=True):
-    """Where a ratio has to stay: at most, or at least."""
+    """Where a ratio has to stay: at most, or at least. Where *or_more* is set, that much more is good enough, too."""
 
     limit: float
     at_least: bool = False
+    or_more: float = 0.0
 
-    def kept(self, ratio: float) -> bool:
-        """Whether *ratio* is on the right side."""
-        return ratio >= self.limit if self.at_least else ratio <= self.limit
+    def kept(self, ours: float, yardstick: float) -> bool:
+        """Whether the ratio is on the right side."""
+        if self.at_least:
+            return ours >= self.limit * yardstick
+        return ours <= self.limit * yardstick or ours <= yardstick + self.or_more
 
     def __str__(self) -> str:
-        return f"{'>=' if self.at_least else '<='} {self.limit:g}"
+        return f"{'>=' if self.at_least else '<='} {self.limit:g}" + (f" or +{self.or_more:g}" if self.or_more else "")
 
 
 BARS = {
@@ -28,6 +31,14 @@ BARS = {
     "create_overhead": Bar(1.0),
     "daemon_memory": Bar(1.0),
     "complete_vm_name": Bar(1.1),
+    "change_3": Bar(3.0, or_more=30.0),
+    "change_3_follower": Bar(3.0, or_more=30.0),
+    "change_16": Bar(2.0),
+    "list_1000_3": Bar(1.2),
+    "list_cut": Bar(1.0),
+    "info_cut": Bar(1.0),
+    "power_cut": Bar(1.2, or_more=10.0),
+    "silent_marked": Bar(1.0),
 }
 
 
@@ -49,7 +60,7 @@ class Row(msgspec.Struct, frozen=True, kw_only=True):
     def missed(self) -> bool:
         """Whether there is a bar for it, and it is on the wrong side."""
         bar = BARS.get(self.name)
-        return bar is not None and not bar.kept(self.ratio)
+        return bar is not None and not bar.kept(self.ours, self.yardstick)
 
 
 def as_json(rows: Sequence[Row]) -> bytes:

@@ -30,10 +30,9 @@ if __name__ == '__main__':
 
 
 class _Node(McvirtNode):
-    """A node whose daemon is tests.bench.observed_daemon, and logs no more than it does for operators."""
+    """A node whose daemon is tests.bench.observed_daemon."""
 
     def start_daemon(self, *, env: Mapping[str, str] | None = None, wait: bool = True) -> None:
-        self.settings_path.write_text(self.settings_path.read_text().replace('"DEBUG"', '"INFO"'))
         started = self.host.popen
 
         def popen(argv: Any, **kwargs: Any) -> Any:
@@ -53,7 +52,7 @@ class Scene:
     def __init__(self, directory: Path, *, simulate: bool) -> None:
         self.directory = directory
         self.samples = directory / "samples"
-        self.node = _Node(directory / "node", "node1", simulate=simulate)
+        self.node = _Node(directory / "node", "node1", simulate=simulate, log_level="INFO")
         self._plain: list[subprocess.Popen[Any]] = []
         self._environment: dict[str, str] = {}
 

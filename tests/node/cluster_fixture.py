@@ -48,6 +48,7 @@ class ClusterNodes:
         records: Sequence[Record] = (),
         module: str = "mcvirtd.main",
         names: Mapping[int, str] | None = None,
+        log_level: str = "DEBUG",
     ) -> None:
         self.directory = directory.absolute()
         self._formed = formed
@@ -62,6 +63,7 @@ class ClusterNodes:
                 settings=settings,
                 port=PORT,
                 module=module,
+                log_level=log_level,
             )
             for number in range(1, count + 1)
         }

@@ -112,15 +112,19 @@ class LibvirtHost:
 
     # --- the host ---------------------------------------------------------------------------------------------
 
-    def start(self) -> None:
-        """Make the namespaces and start virtlogd and libvirtd; what was begun is ended again if that fails."""
+    def start(self, *, libvirt: bool = True) -> None:
+        """Make the namespaces and start virtlogd and libvirtd; what was begun is ended again if that fails.
+
+        Without *libvirt* neither is started.
+        """
         if self._init is not None:
             raise HostFailed(f"host {self.name} runs already")
         self._write_files()
         try:
             self._start_init()
-            self._start_daemon("virtlogd")
-            self.start_libvirtd()
+            if libvirt:
+                self._start_daemon("virtlogd")
+                self.start_libvirtd()
         except BaseException:
             self.close()
             raise

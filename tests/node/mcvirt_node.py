@@ -43,8 +43,12 @@ class McvirtNode:
         deadline: float = 60.0,
         module: str = "mcvirtd.main",
         port: int = 0,
+        log_level: str = "DEBUG",
     ) -> None:
-        """*module* is what is run as the daemon: mcvirtd itself, or a test's wrapping of it. *port* 0 is any."""
+        """*module* is what is run as the daemon: mcvirtd itself, or a test's wrapping of it. *port* 0 is any.
+
+        With *simulate* there is no libvirtd.
+        """
         self.directory = directory.absolute()
         self.name = name
         self.host = LibvirtHost(self.directory / "host", name, capabilities=capabilities)
@@ -60,6 +64,7 @@ class McvirtNode:
         self._deadline = deadline
         self._module = module
         self._port = port
+        self._log_level = log_level
         self._daemon: subprocess.Popen[bytes] | None = None
         self._log: IO[bytes] | None = None
 
@@ -86,11 +91,11 @@ class McvirtNode:
         self.directory.mkdir(parents=True, exist_ok=True)
         self.volumes.mkdir(parents=True, exist_ok=True)
         self.settings_path.write_text(
-            f'[node]\nname = "{self.name}"\n[listen]\nport = {self._port}\n[log]\nlevel = "DEBUG"\n'
+            f'[node]\nname = "{self.name}"\n[listen]\nport = {self._port}\n[log]\nlevel = "{self._log_level}"\n'
             f'[paths]\nstate = "{self.state_dir}"\nrun = "{self.run_dir}"\n{self._settings}'
         )
         self.settings_path.chmod(0o600)
-        self.host.start()
+        self.host.start(libvirt=not self._simulate)
         try:
             for argv in (["link", "add", BRIDGE, "type", "bridge"], ["link", "set", BRIDGE, "up"]):
                 self.host.run(["ip", *argv])

@@ -21,6 +21,14 @@ def test_every_promise_has_a_bar() -> None:
         "create_overhead",
         "daemon_memory",
         "complete_vm_name",
+        "change_3",
+        "change_3_follower",
+        "change_16",
+        "list_1000_3",
+        "list_cut",
+        "info_cut",
+        "power_cut",
+        "silent_marked",
     ]
 
 
@@ -36,6 +44,10 @@ def test_every_promise_has_a_bar() -> None:
         ("create_overhead", 101.0, True),
         ("daemon_memory", 101.0, True),
         ("complete_vm_name", 111.0, True),
+        ("change_16", 201.0, True),
+        ("list_1000_3", 120.0, False),
+        ("list_1000_3", 121.0, True),
+        ("silent_marked", 101.0, True),
         ("for_information", 1000.0, False),
     ],
 )
@@ -43,6 +55,13 @@ def test_a_ratio_on_the_wrong_side_of_its_bar_is_missed(name: str, ours: float, 
     measured = row(name, ours, 100.0)
     assert measured.missed is missed
     assert ("MISSED" in table([measured])) is missed
+
+
+def test_where_times_are_short_a_difference_is_good_enough() -> None:
+    assert not Row(name="change_3", ours=31.0, yardstick=1.0, unit="ms").missed
+    assert Row(name="change_3", ours=32.0, yardstick=1.0, unit="ms").missed
+    assert not Row(name="change_3", ours=60.0, yardstick=20.0, unit="ms").missed
+    assert Row(name="change_3", ours=61.0, yardstick=20.0, unit="ms").missed
 
 
 def test_the_file_has_what_readers_of_it_expect() -> None:
