@@ -98,8 +98,16 @@ class JoinApi:
         raise NotImplementedError
 
     @remote(needs=Access.JOINER)
+    def hand_over(self, ticket: str, start: int, part: str) -> None:
+        """Keep *part* of the configuration, from its character *start*, until the rest comes with `take_over`."""
+        raise NotImplementedError
+
+    @remote(needs=Access.JOINER)
     def take_over(self, ticket: str, package: JoinPackage) -> None:
-        """Become a member, with all that *package* says instead of the own configuration."""
+        """Become a member, with all that *package* says instead of the own configuration.
+
+        The content of its snapshot follows what was handed over before.
+        """
         raise NotImplementedError
 
     @remote(needs=Access.JOINER)

@@ -45,6 +45,8 @@ from mcvirtd.cluster import certificates, connect_string, pki, suitability, tls
 from mcvirtd.cluster.connect_string import ConnectString
 from mcvirtd.cluster.membership import Membership
 from mcvirtd.cluster.suitability import ClusterFacts
+from mcvirtd.state import parts
+from mcvirtd.state.order import Snapshot
 from mcvirtd.state.records import RECORDS, BackendRecord, ClusterRecord, DrbdRecord, NetworkRecord, NodeRecord
 from mcvirtd.state.replication import note_left_behind, noting_left_behind
 from mcvirtd.tasks.task import step
@@ -173,7 +175,8 @@ class Joining:
                 with step("Telling the members"):
                     self._record(facts, node.wanted, fingerprint)
                 with step("Handing the configuration over"):
-                    node.take_over(begun.ticket, self._package(certificate))
+                    configuration = self._membership.replicator.log.whole()
+                    node.take_over(begun.ticket, self._package(certificate), configuration)
                 with step("Waiting until it has caught up"):
                     self._reach(name)
                     node.rejoin(begun.ticket)
@@ -244,7 +247,7 @@ class Joining:
             ca_key=ca_key.decode(),
             trust=trust.decode(),
             certificate=certificate.decode(),
-            snapshot=cast(dict[str, object], msgspec.to_builtins(log_.whole())),
+            snapshot={},
             promised=(promised.number, promised.leader),
         )
 
@@ -302,9 +305,15 @@ class _Newcomer:
         except NotAuthenticated as error:
             raise ConnectStringRefused(reason=str(error)) from None
 
-    def take_over(self, ticket: str, package: JoinPackage) -> None:
-        """Hand everything over."""
-        self._api.take_over(ticket, package)
+    def take_over(self, ticket: str, package: JoinPackage, configuration: Snapshot) -> None:
+        """Hand everything over: *configuration* in parts, of which the last comes with *package*."""
+        *before, last = parts.split(configuration.content)
+        start = 0
+        for part in before:
+            self._api.hand_over(ticket, start, part)
+            start += len(part)
+        snapshot = msgspec.to_builtins(msgspec.structs.replace(configuration, content=last))
+        self._api.take_over(ticket, msgspec.structs.replace(package, snapshot=cast(dict[str, object], snapshot)))
 
     def rejoin(self, ticket: str) -> None:
         """Have it catch up and be counted in."""

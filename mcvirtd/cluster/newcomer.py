@@ -20,6 +20,7 @@ from mcvirt.types.membership import JoinBegun, JoinerFacts, JoinPackage, JoinQue
 from mcvirtd.auth.caller import current_caller
 from mcvirtd.cluster.membership import Membership
 from mcvirtd.hypervisor.states import DomainState
+from mcvirtd.state import parts
 from mcvirtd.state.order import Epoch, Snapshot
 from mcvirtd.state.records import RECORDS, BackendRecord, ClusterRecord, DiskRecord, NodeRecord, Record, VmRecord
 
@@ -66,6 +67,7 @@ class Newcomer(JoinApi):
         self._lock = threading.Lock()
         self._ticket = ""
         self._began = 0.0
+        self._found = parts.Found()
 
     def facts(self, questions: JoinQuestions) -> JoinerFacts:
         record = self._membership.record
@@ -120,6 +122,7 @@ class Newcomer(JoinApi):
                 self._membership.beginning = False
                 raise
             self._ticket = secrets.token_urlsafe(24)
+            self._found = parts.Found()
             return JoinBegun(csr=csr.decode(), ticket=self._ticket)
 
     @contextmanager
@@ -129,10 +132,19 @@ class Newcomer(JoinApi):
                 raise Conflict(text="This joining is over.")
             yield
 
+    def hand_over(self, ticket: str, start: int, part: str) -> None:
+        with self._with(ticket):
+            if start != self._found.length or not self._membership.beginning:
+                raise Conflict(text="This part of the configuration does not follow what came before.")
+            self._found.add(part)
+            self._began = time.monotonic()
+
     def take_over(self, ticket: str, package: JoinPackage) -> None:
         with self._with(ticket):
+            found, self._found = self._found, parts.Found()
             try:
                 snapshot = msgspec.convert(package.snapshot, Snapshot, strict=False)
+                snapshot = msgspec.structs.replace(snapshot, content=found.text + snapshot.content)
             except msgspec.ValidationError as error:
                 raise BadArgument(what="configuration", why=f"it can't be read: {error}.") from None
             membership = self._membership
@@ -181,6 +193,7 @@ class Newcomer(JoinApi):
     def forget_joining(self) -> None:
         """Whatever was begun is taken back."""
         self._ticket = ""
+        self._found = parts.Found()
         self._membership.revert()
         if self._membership.beginning:
             self._membership.keys.unstage()

@@ -18,6 +18,7 @@ from mcvirtd.state.records import RECORDS, ClusterRecord, NodeRecord, Record
 from mcvirtd.state.store import Change, Store
 
 KEPT_ENTRIES = 10_000
+_ROWS_AT_ONCE = 64
 _encode = msgspec.json.Encoder().encode
 
 
@@ -102,18 +103,24 @@ class StateLog:
     def epochs(self) -> Sequence[tuple[Epoch, int]]:
         return list(self._epochs)
 
-    def after(self, revision: int) -> Sequence[Entry] | None:
-        rows = self._store.query(
-            "SELECT revision, epoch, leader, before_epoch, before_leader, data FROM change WHERE revision > ? "
-            "ORDER BY revision",
-            (revision,),
-        )
-        if len(rows) != self._store.revision - revision:
+    def after(self, revision: int, most: int | None = None) -> Sequence[Entry] | None:
+        ((count,),) = self._store.query("SELECT COUNT(*) FROM change WHERE revision > ?", (revision,))
+        if count != self._store.revision - revision:
             return None
-        return [
-            Entry(Epoch(number, leader), place, Epoch(before, before_leader), data)
-            for place, number, leader, before, before_leader, data in rows
-        ]
+        entries: list[Entry] = []
+        size = 0
+        while len(entries) < count and (most is None or size < most):
+            rows = self._store.query(
+                "SELECT revision, epoch, leader, before_epoch, before_leader, data FROM change WHERE revision > ? "
+                "ORDER BY revision LIMIT ?",
+                (entries[-1].revision if entries else revision, _ROWS_AT_ONCE),
+            )
+            for place, number, leader, before, before_leader, data in rows:
+                if most is not None and entries and size + len(data) > most:
+                    return entries
+                entries.append(Entry(Epoch(number, leader), place, Epoch(before, before_leader), data))
+                size += len(data)
+        return entries
 
     def members(self) -> Mapping[str, bool]:
         return {name: record.away for name, record in self._store.all(NodeRecord).items()}

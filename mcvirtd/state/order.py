@@ -1,9 +1,9 @@
-"""Places in the one order of changes: pure values, and how two histories are compared."""
+"""Places in the one order of changes: values, what a member keeps of them, and how two histories are compared."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, NamedTuple, Protocol
 
 import msgspec
 
@@ -44,6 +44,52 @@ class Snapshot(msgspec.Struct, frozen=True):
     position: Position
     epochs: list[tuple[Epoch, int]]
     content: str
+
+
+class Log(Protocol):
+    """What a member keeps. Every method that changes something is durable when it returns, and all or nothing."""
+
+    def position(self) -> Position:
+        """The last entry."""
+
+    def promised(self) -> Epoch:
+        """The highest epoch that this member has heard of; it stores nothing of a lower one."""
+
+    def promise(self, epoch: Epoch) -> None:
+        """From now on store nothing of an epoch below this one."""
+
+    def append(self, entry: Entry) -> None:
+        """Store *entry*, make it true here, and promise its epoch. The caller has seen that it continues the log."""
+
+    def epoch_of(self, revision: int) -> Epoch | None:
+        """The epoch of the change with that revision, however long ago; None if there is none yet."""
+
+    def after(self, revision: int, most: int | None = None) -> Sequence[Entry] | None:
+        """The entries after that revision; None if not all of them are there any more.
+
+        With *most* only the first of them, until their changes have that many characters.
+        """
+
+    def epochs(self) -> Sequence[tuple[Epoch, int]]:
+        """All epochs of this history, the oldest first, each with its first revision. Never forgotten."""
+
+    def snapshot(self) -> str:
+        """The whole configuration as it is now."""
+
+    def replace(self, snapshot: Snapshot, kept_aside: Sequence[Entry], kept_whole: str | None) -> None:
+        """Take over a snapshot; *kept_aside* are entries of ours that are not in its history.
+
+        *kept_whole* is a snapshot of what was here, where the log does not reach back far enough to tell what differs.
+        """
+
+    def members(self) -> Mapping[str, bool]:
+        """All members by name, this one included, and whether each is away."""
+
+    def marked(self, away: Sequence[str], back: Sequence[str]) -> str:
+        """A change that marks members as away and as back."""
+
+    def promotion(self, leader: str, number: int, away: Sequence[str]) -> str:
+        """The first change of an epoch: it says who leads, and who is away."""
 
 
 def read_epoch(value: Any) -> Epoch | None:

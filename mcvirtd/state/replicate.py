@@ -13,7 +13,7 @@ before a `yield` is looked at again after it. Nothing here keeps anything that m
 from __future__ import annotations
 
 from collections.abc import Collection, Generator, Mapping, Sequence
-from typing import Protocol, TypeGuard, TypeVar
+from typing import TypeGuard, TypeVar
 
 import msgspec
 
@@ -27,9 +27,11 @@ from mcvirt.errors import (
     StaleChange,
     StateNotWritable,
 )
+from mcvirtd.state import parts
 from mcvirtd.state.order import (
     Entry,
     Epoch,
+    Log,
     Message,
     Position,
     Snapshot,
@@ -60,57 +62,6 @@ class Ask(msgspec.Struct, frozen=True):
 Procedure = Generator[Ask, Answers, R]
 
 
-class Log(Protocol):
-    """What a member keeps. Every method that changes something is durable when it returns, and all or nothing."""
-
-    def position(self) -> Position:
-        """The last entry."""
-
-    def promised(self) -> Epoch:
-        """The highest epoch that this member has heard of; it stores nothing of a lower one."""
-
-    def promise(self, epoch: Epoch) -> None:
-        """From now on store nothing of an epoch below this one."""
-
-    def append(self, entry: Entry) -> None:
-        """Store *entry*, make it true here, and promise its epoch. The caller has seen that it continues the log."""
-
-    def epoch_of(self, revision: int) -> Epoch | None:
-        """The epoch of the change with that revision, however long ago; None if there is none yet."""
-
-    def after(self, revision: int) -> Sequence[Entry] | None:
-        """The entries after that revision; None if not all of them are there any more."""
-
-    def epochs(self) -> Sequence[tuple[Epoch, int]]:
-        """All epochs of this history, the oldest first, each with its first revision. Never forgotten."""
-
-    def snapshot(self) -> str:
-        """The whole configuration as it is now."""
-
-    def replace(self, snapshot: Snapshot, kept_aside: Sequence[Entry], kept_whole: str | None) -> None:
-        """Take over a snapshot; *kept_aside* are entries of ours that are not in its history.
-
-        *kept_whole* is a snapshot of what was here, where the log does not reach back far enough to tell what differs.
-        """
-
-    def members(self) -> Mapping[str, bool]:
-        """All members by name, this one included, and whether each is away."""
-
-    def marked(self, away: Sequence[str], back: Sequence[str]) -> str:
-        """A change that marks members as away and as back."""
-
-    def promotion(self, leader: str, number: int, away: Sequence[str]) -> str:
-        """The first change of an epoch: it says who leads, and who is away."""
-
-
-class Lease(msgspec.Struct, frozen=True):
-    """The right to make the next change; *base* is the position that it must follow."""
-
-    id: str
-    holder: str
-    base: Position
-
-
 class Committed(msgspec.Struct, frozen=True):
     """A change that is stored where it must be; *away* are the members that have not got it."""
 
@@ -124,6 +75,7 @@ class Replica:
     def __init__(self, name: str, log: Log) -> None:
         self.name = name
         self._log = log
+        self._offered = parts.Offered()
 
     # --- what it is -------------------------------------------------------------------------------------------------
 
@@ -220,7 +172,9 @@ class Replica:
         theirs = read_position(answer["position"])
         if self._log.epoch_of(theirs.revision) != theirs.epoch:
             return None
-        return self._log.after(theirs.revision)
+        entries = self._log.after(theirs.revision, parts.SIZE)
+        # Who lacks more than goes into a message catches up by itself.
+        return entries if entries and entries[-1].position == self._log.position() else None
 
     def _still_leads(self, entry: Entry, answers: Answers) -> None:
         for answer in answers.values():
@@ -238,7 +192,8 @@ class Replica:
         What only this member has is kept aside if it can't be part of that history. Raises LeaderUnreachable if
         *source* does not answer.
         """
-        for _ in range(REJOIN_TRIES):
+        tries = REJOIN_TRIES
+        while tries:
             mine = self._log.position()
             answer = yield from self._ask_one(source, {"kind": "entries", "position": mine}, CATCH_UP_WITHIN)
             self._hear(answer)
@@ -247,8 +202,24 @@ class Replica:
             if "entries" in answer:
                 self._take(msgspec.convert(answer["entries"], list[Entry], strict=False))
             else:
-                self._replace(msgspec.convert(answer["snapshot"], Snapshot, strict=False))
+                snapshot = yield from self._whole(source, answer)
+                if snapshot is not None:
+                    self._replace(snapshot)
+            if not (answer.get("more") and self._log.position() > mine):
+                tries -= 1
         return self._log.position()
+
+    def _whole(self, source: str, answer: Message) -> Procedure[Snapshot | None]:
+        """The snapshot that *answer* begins; None if *source* has another one by now."""
+        snapshot = msgspec.convert(answer["snapshot"], Snapshot, strict=False)
+        found = parts.Found(snapshot.content, answer.get("size"))
+        while found.missing:
+            message = {"kind": "part", "position": snapshot.position, "offset": found.length}
+            answer = yield from self._ask_one(source, message, CATCH_UP_WITHIN)
+            self._hear(answer)
+            if not found.add(answer.get("part")):
+                return None
+        return msgspec.structs.replace(snapshot, content=found.text)
 
     def _take(self, entries: Sequence[Entry]) -> None:
         for entry in entries:
@@ -375,10 +346,13 @@ class Replica:
         if theirs == mine:
             return {"same": True}
         if theirs.revision < mine.revision and self._log.epoch_of(theirs.revision) == theirs.epoch:
-            entries = self._log.after(theirs.revision)
+            entries = self._log.after(theirs.revision, parts.SIZE)
             if entries is not None:
-                return {"entries": entries}
-        return {"snapshot": Snapshot(mine, list(self._log.epochs()), self._log.snapshot())}
+                return {"entries": entries, "more": entries[-1].position != mine}
+        return self._offered.begin(self._log)
+
+    def _on_part(self, message: Message) -> Message:
+        return self._offered.part(read_position(message["position"]), int(message["offset"]))
 
     def _on_promise(self, message: Message) -> Message:
         epoch = promised_in({"promised": message["epoch"]})

@@ -69,11 +69,16 @@ class MemoryLog:
     def epochs(self) -> Sequence[tuple[Epoch, int]]:
         return list(self.disk.epochs)
 
-    def after(self, revision: int) -> Sequence[Entry] | None:
+    def after(self, revision: int, most: int | None = None) -> Sequence[Entry] | None:
         wanted = range(revision + 1, self.disk.position.revision + 1)
         if any(number not in self.disk.entries for number in wanted):
             return None
-        return [self.disk.entries[number] for number in wanted]
+        found: list[Entry] = []
+        for number in wanted:
+            found.append(self.disk.entries[number])
+            if most is not None and sum(len(entry.change) for entry in found) >= most:
+                break
+        return found
 
     def snapshot(self) -> str:
         return _json.encode(self.disk.state).decode()

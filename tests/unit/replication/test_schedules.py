@@ -20,6 +20,7 @@ import msgspec
 import pytest
 
 from mcvirt.errors import McvirtError
+from mcvirtd.state import parts
 from mcvirtd.state.order import Entry, Position
 from mcvirtd.state.replicate import Procedure, Replica
 from tests.unit.replication.simulation import MemoryLog, World
@@ -241,6 +242,14 @@ def test_random_schedules(size: int, forced: bool) -> None:
 @pytest.mark.parametrize("size", [2, 3])
 def test_members_far_behind_get_a_snapshot(size: int) -> None:
     assert run_all(10_000, size, SCHEDULES // 3, forced=True, keep=5) > 0
+
+
+@pytest.mark.parametrize("size", [2, 3])
+@pytest.mark.parametrize("keep", [5, 1000])
+def test_what_does_not_go_into_a_message_goes_in_parts(size: int, keep: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same with snapshots and backlogs in parts of a few characters, which partitions and crashes come between."""
+    monkeypatch.setattr(parts, "SIZE", 40)
+    assert run_all(20_000, size, SCHEDULES // 6, forced=True, keep=keep) > 0
 
 
 class AcknowledgesFirst(Replica):
