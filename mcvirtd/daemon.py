@@ -361,6 +361,7 @@ class Daemon:
                 idle_timeout=settings.limits.idle_connection,
                 message_size=settings.limits.message_size,
             ),
+            member_at=presence.members.one_at,
         )
         for contract, service in zip(api.contracts(), services, strict=True):
             facade = publish(contract, service, self._guard, self._operations)

@@ -31,6 +31,10 @@ class Members:
         records = self._store.all(NodeRecord)
         return {name: record for name, record in records.items() if name != self.node and record.address}
 
+    def one_at(self, address: str) -> bool:
+        """Whether another member has that address."""
+        return any(record.address == address for record in self.others().values())
+
     def recognise(self, name: object, certificate: bytes | None, address: str) -> Caller:
         """Who a connection is whose handshake says that it is node *name*; NotAMember if it is not."""
         if certificate is None:

@@ -2,8 +2,8 @@
 
 Pyro4's own server would do the TLS handshake, and the refusal when it is full, in its accept loop: one client that says
 nothing would stop everybody. Here the accept loop only accepts. A worker does TLS and Pyro4's handshake, both
-under one deadline that a client can't stretch by sending a byte now and then; connections that do not get a worker
-are told so by a thread of their own. Of Pyro4's messages only plain calls are taken (see `incoming`).
+under one deadline that a client can't stretch by sending a byte now and then; connections for which there is no place
+(see `places`) are told so by a thread of their own. Of Pyro4's messages only plain calls are taken (see `incoming`).
 """
 
 from __future__ import annotations
@@ -31,6 +31,7 @@ from mcvirt.rpc.codec import Reply
 from mcvirt.rpc.transport import MAX_MESSAGE_SIZE, REFUSED_PREFIX
 from mcvirtd.auth.caller import NOBODY, Caller
 from mcvirtd.rpc.incoming import Call, HungUp, Incoming, Unacceptable, receive, send
+from mcvirtd.rpc.places import Place, Places
 
 log = logging.getLogger(__name__)
 
@@ -47,7 +48,7 @@ _call = msgspec.json.Decoder(Call)
 
 
 class Limits(msgspec.Struct, frozen=True, kw_only=True):
-    """How many connections there may be, how long (seconds) one may take to log in and be idle, and how
+    """How many connections of users there may be, how long (seconds) one may take to log in and be idle, and how
     many bytes one message may have."""
 
     connections: int = 200
@@ -84,44 +85,78 @@ class _Connection:
 
 
 class _Job:
-    """One connection, in a worker: TLS, handshake, then its requests."""
+    """One connection, in a worker: TLS, handshake, then its requests. Without *place* only a node's goes on."""
 
-    def __init__(
-        self, server: _TransportServer, sock: socket.socket, address: Any, refusal: McvirtError | None
-    ) -> None:
+    def __init__(self, server: _TransportServer, sock: socket.socket, address: Any, place: Place | None) -> None:
         self._server = server
-        self._raw = sock
-        self._refusal = refusal
+        self._socket = sock
+        self._place = place
         self._address = str(address[0])
+        self._connection: _Connection | None = None
 
     def __call__(self) -> None:
         """Serve it to its end. Whatever a stranger sends must end here, and harm nobody else."""
-        open_socket = self._raw
-        connection = None
+        if self._guarded(self._let_in):
+            self.serve()
+        else:
+            self.end()
+
+    def look(self) -> None:
+        """Refuse it, unless it is a node's: that is served by a worker."""
+        if not self._guarded(self._let_in):
+            self.end()
+            return
         try:
-            limits = self._server.limits
-            deadline = time.monotonic() + (_REFUSING_TIMEOUT if self._refusal else limits.handshake_timeout)
-            # Wrapping takes the descriptor away from the raw socket.
-            open_socket = tls = self._begin_tls(deadline)
-            connection = _Connection(tls, self._address, deadline)
-            self._server.opened(connection)
-            if self._server.daemon.shake_hands(connection, self._refusal):
-                while True:
-                    self._server.daemon.answer(connection)
+            self._server.pool.process(self.serve)
+        except (NoFreeWorkersError, RuntimeError):
+            self.end()
+
+    def serve(self) -> None:
+        """The requests of who was let in."""
+        self._guarded(self._answer)
+        self.end()
+
+    def end(self) -> None:
+        """Close the connection; its place is free."""
+        if self._connection is not None:
+            self._server.closed(self._connection)
+        _close(self._socket)
+        if self._place is not None:
+            self._place.give()
+
+    def _guarded(self, part: Callable[[], bool]) -> bool:
+        try:
+            return part()
         except (HungUp, Unacceptable, OSError) as error:
             log.debug("connection of %s ends: %s", self._address, error)
         except Exception:
             log.exception("connection of %s failed", self._address)
-        finally:
-            if connection is not None:
-                self._server.closed(connection)
-            _close(open_socket)
+        return False
+
+    def _let_in(self) -> bool:
+        limits = self._server.limits
+        deadline = time.monotonic() + (limits.handshake_timeout if self._place else _REFUSING_TIMEOUT)
+        # Wrapping takes the descriptor away from the raw socket.
+        self._socket = tls = self._begin_tls(deadline)
+        connection = self._connection = _Connection(tls, self._address, deadline)
+        self._server.opened(connection)
+        if not self._server.daemon.shake_hands(connection, self._place is None or self._place.members_only):
+            return False
+        if self._place is None:
+            self._place = self._server.places.take_for_member()
+        elif connection.caller.peer:
+            self._place.recognise()
+        return True
+
+    def _answer(self) -> bool:
+        while True:
+            self._server.daemon.answer(self._connection)
 
     def _begin_tls(self, deadline: float) -> ssl.SSLSocket:
-        self._raw.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        self._raw.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
         context = self._server.context()
-        tls = context.wrap_socket(self._raw, server_side=True, do_handshake_on_connect=False)
+        tls = context.wrap_socket(self._socket, server_side=True, do_handshake_on_connect=False)
         try:
             # The timeout is for the whole of the handshake, however many bytes it arrives in.
             tls.settimeout(max(0.001, deadline - time.monotonic()))
@@ -143,6 +178,14 @@ class _Pool(Pool):  # type: ignore[misc]
     """Pyro4's pool, which would wait a tenth of a second for each of its workers when it closes."""
 
     closed: bool
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._lock = threading.Lock()
+
+    def process(self, job: Callable[[], None]) -> None:
+        with self._lock:  # not only the accept loop has jobs
+            super().process(job)
 
     def close(self) -> None:
         if self.closed:
@@ -175,6 +218,7 @@ class _TransportServer(threadpoolserver.SocketServer_Threadpool):  # type: ignor
     """Pyro4's thread-pool server with an accept loop that only accepts. `Server` sets it up."""
 
     limits = Limits()
+    places: Places
     context: Callable[[], ssl.SSLContext]
 
     def init(self, daemon: Any, host: str, port: int, unixsocket: str | None = None) -> None:  # noqa: ARG002
@@ -188,7 +232,7 @@ class _TransportServer(threadpoolserver.SocketServer_Threadpool):  # type: ignor
         self._closing = threading.Event()
         self._refusals: queue.Queue[_Job | None] = queue.Queue(_REFUSALS_WAITING)
         threading.Thread(target=self._refuse, name="refusals", daemon=True).start()
-        Pyro4.config.THREADPOOL_SIZE = self.limits.connections
+        Pyro4.config.THREADPOOL_SIZE = self.places.most
         Pyro4.config.THREADPOOL_SIZE_MIN = 4
         self.pool = _Pool()
         self._selector.register(self.sock, threadpoolserver.selectors.EVENT_READ, self)
@@ -209,14 +253,17 @@ class _TransportServer(threadpoolserver.SocketServer_Threadpool):  # type: ignor
         if self.shutting_down:
             sock.close()
             return
-        try:
-            self.pool.process(_Job(self, sock, address, None))
-        except (NoFreeWorkersError, RuntimeError):  # the latter: the machine has no more threads for us
-            refusal = DaemonBusy(node=self.daemon.node)
+        place = self.places.take(str(address[0]))
+        if place is not None:
             try:
-                self._refusals.put_nowait(_Job(self, sock, address, refusal))
-            except queue.Full:
-                sock.close()
+                self.pool.process(_Job(self, sock, address, place))
+                return
+            except (NoFreeWorkersError, RuntimeError):  # the latter: the machine has no more threads for us
+                place.give()
+        try:
+            self._refusals.put_nowait(_Job(self, sock, address, None))
+        except queue.Full:
+            sock.close()
 
     def listen_also(self, hosts: Collection[str]) -> None:
         """Besides the first address, listen on *hosts*, and on no others any more."""
@@ -232,7 +279,7 @@ class _TransportServer(threadpoolserver.SocketServer_Threadpool):  # type: ignor
 
     def _refuse(self) -> None:
         while (job := self._refusals.get()) is not None:
-            job()
+            job.look()
 
     def opened(self, connection: _Connection) -> None:
         """Keep *connection* among those that end when this does."""
@@ -281,11 +328,15 @@ class Server(Pyro4.core.Daemon):  # type: ignore[misc]
         context: Callable[[], ssl.SSLContext],
         authenticate: Authenticate,
         limits: Limits,
+        member_at: Callable[[str], bool] = lambda address: False,  # noqa: ARG005
     ) -> None:
+        """*member_at* says whether a node of the cluster has that address."""
         self.node = node
         self._authenticate = authenticate
         self._limits = limits
-        made = type("TransportServer", (_TransportServer,), {"limits": limits, "context": staticmethod(context)})
+        places = Places(limits.connections, member_at)
+        own = {"limits": limits, "context": staticmethod(context), "places": places}
+        made = type("TransportServer", (_TransportServer,), own)
         original = threadpoolserver.SocketServer_Threadpool
         threadpoolserver.SocketServer_Threadpool = made
         try:
@@ -308,18 +359,20 @@ class Server(Pyro4.core.Daemon):  # type: ignore[misc]
         own = str(self.transportServer._socketaddr[0])
         self.transportServer.listen_also([host for host in hosts if own not in (host, "0.0.0.0", "::")])  # noqa: S104
 
-    def shake_hands(self, connection: _Connection, refusal: McvirtError | None) -> bool:
-        """Pyro4's handshake: who is it? False, and the reason is told, if they may not come in."""
+    def shake_hands(self, connection: _Connection, members_only: bool) -> bool:
+        """Pyro4's handshake: who is it? False, and the reason is told, if they may not come in.
+
+        *members_only*: there is room for nodes of the cluster, and for nobody else.
+        """
         left = connection.stranger_until - time.monotonic()
         incoming = receive(connection.sock, most=_MOST_OF_STRANGERS, patience=left, within=left)
         if incoming.kind != message.MSG_CONNECT:
             raise Unacceptable("it begins without a handshake")
         try:
-            if refusal is not None:
-                raise refusal
-            connection.caller = self._authenticate(
-                _credentials(incoming.data), connection.address, connection.certificate
-            )
+            credentials = _credentials(incoming.data)
+            if members_only and ("peer" not in credentials or connection.certificate is None):
+                raise DaemonBusy(node=self.node)
+            connection.caller = self._authenticate(credentials, connection.address, connection.certificate)
         except McvirtError as error:
             self._send(connection, message.MSG_CONNECTFAIL, incoming.sequence, _encode(refusal_text(error)))
             return False

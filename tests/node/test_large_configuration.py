@@ -32,16 +32,16 @@ def until(condition: Callable[[], bool], what: str) -> None:
 
 
 def put(node: McvirtNode, prefix: str, count: int) -> None:
-    """So many networks."""
+    """So many groups."""
     node.python(
         "from mcvirt_client import Client\n"
         "with Client.connect() as client:\n"
-        f"    for number in range({count}): client.networks.create(f'{prefix}{{number}}', 'br0')\n"
+        f"    for number in range({count}): client.groups.create(f'{prefix}{{number}}')\n"
     )
 
 
-def networks(node: McvirtNode) -> set[str]:
-    return {row["name"] for row in node.json("network", "list")}
+def groups(node: McvirtNode) -> set[str]:
+    return {row["name"] for row in node.json("group", "list")}
 
 
 def even(cluster: ClusterNodes) -> bool:
@@ -59,7 +59,7 @@ def test_a_node_that_joins(cluster: ClusterNodes) -> None:
     cluster[1].mcvirt("cluster", "add-node", "--connect-string", string)
     until(lambda: even(cluster), "node2 is in")
     assert said(cluster[2], NEWCOMER) >= 2
-    assert networks(cluster[2]) == networks(cluster[1]) and "first59" in networks(cluster[2])
+    assert groups(cluster[2]) == groups(cluster[1]) and "first59" in groups(cluster[2])
 
 
 @pytest.mark.parametrize(("changes", "by"), [(15, BACKLOG), (40, SNAPSHOT)])
@@ -71,7 +71,7 @@ def test_a_node_that_was_away(cluster: ClusterNodes, changes: int, by: str) -> N
     cluster[2].start_daemon()
     until(lambda: even(cluster), "node2 has caught up")
     assert said(cluster[1], by) - before >= 2
-    assert networks(cluster[2]) == networks(cluster[1])
+    assert groups(cluster[2]) == groups(cluster[1])
     assert cluster[2].json("cluster", "conflicts") == []
     for node in cluster:
         assert "Traceback" not in node.log_path.read_text()
