@@ -30,7 +30,7 @@ help: ## list these verbs
 
 # --- work on the code ---------------------------------------------------------------------------------------------
 
-demo: deps ## a private libvirtd and mcvirtd, a virtual machine from its creation to its end (as root)
+demo: deps ## a virtual machine from its creation to its end, and a cluster of two nodes, all private (as root)
 	@exec $(PY) -m demo
 
 test: deps ## the unit tests, and those with real libvirt and QEMU (these as root)

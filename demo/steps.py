@@ -69,16 +69,6 @@ class Shell:
         self.type(f"echo {shortened(secret)} | mcvirt {' '.join(words)}")
         finish(self._ground.popen(words, stdin=subprocess.PIPE), f"`mcvirt {words[0]}`", given=secret + "\n")
 
-    def try_telling(self, secret: str, *words: str) -> bool:
-        """Whether a command that reads a secret from its standard input ends well; nothing is shown."""
-        pipe, nothing = subprocess.PIPE, subprocess.DEVNULL
-        process = self._ground.popen(words, stdin=pipe, stdout=nothing, stderr=nothing)
-        try:
-            finish(process, f"`mcvirt {words[0]}`", given=secret + "\n")
-        except DemoFailed:
-            return False
-        return True
-
     def ask(self, *words: str) -> Any:
         """What a command answers with --json; nothing is shown."""
         nothing = subprocess.DEVNULL
