@@ -135,7 +135,7 @@ install: ## install under PREFIX (/usr/local); with WHEELS=DIR without network; 
 	install -m 644 docs/man/mcvirtd.toml.5 "$$share/man/man5/mcvirtd.toml.5"
 	install -m 644 docs/man/mcvirtd.8 "$$share/man/man8/mcvirtd.8"
 	install -m 644 "$$work/mcvirtd.service" "$(DESTDIR)$(UNITDIR)/mcvirtd.service"
-	install -m 644 docs/mcvirtd.toml.example README.md CHANGELOG.md LICENSE docs/permissions.md "$$share/doc/mcvirt/"
+	install -m 644 docs/mcvirtd.toml.example README.md CHANGELOG.md LICENSE docs/permissions.md docs/clustering.md "$$share/doc/mcvirt/"
 	before="$$(readlink "$$lib/current" || true)"
 	ln -sfn "$$release" "$$lib/.next"
 	mv -T "$$lib/.next" "$$lib/current"

@@ -29,6 +29,7 @@ SOURCES = tuple(
             "docs/man",
             "docs/mcvirtd.toml.example",
             "docs/permissions.md",
+            "docs/clustering.md",
         ),
     )
 )
