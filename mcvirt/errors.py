@@ -299,6 +299,10 @@ class DrbdDeviceOpen(Conflict):
     """A program on this node has the device of DRBD resource {name} open."""
 
 
+class VerificationFailed(Failed):
+    """{text}"""
+
+
 # --- the ground ---------------------------------------------------------------------------------------------------
 
 
@@ -308,6 +312,10 @@ class Busy(Conflict):
 
 class TaskCancelled(Failed):
     """The task was cancelled{by}; what it had begun was undone."""
+
+
+class ResyncGoesOn(TaskCancelled):
+    """The waiting was cancelled{by}; the copying goes on in the kernel, since a half copied disk is no good."""
 
 
 class DeadlinePassed(Failed):

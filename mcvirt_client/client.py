@@ -29,8 +29,10 @@ if TYPE_CHECKING:
     from mcvirt.api.cluster import NodeApi
     from mcvirt.api.membership import ClusterApi
     from mcvirt.api.network import NetworkApi
+    from mcvirt.api.split_brain import SplitBrainApi
     from mcvirt.api.storage import HardDriveApi, IsoApi, StorageApi
     from mcvirt.api.task import TaskApi
+    from mcvirt.api.verification import VerificationApi
     from mcvirt.rpc.contract import Operation
     from mcvirt.types.auth import LoginResult
     from mcvirt.types.task import TaskRef
@@ -52,6 +54,8 @@ _CONTRACTS = {
     "nodes": ("cluster", "NodeApi"),
     "cluster": ("membership", "ClusterApi"),
     "tasks": ("task", "TaskApi"),
+    "verification": ("verification", "VerificationApi"),
+    "split_brain": ("split_brain", "SplitBrainApi"),
 }
 
 
@@ -147,6 +151,8 @@ class Client:
     nodes: NodeApi
     cluster: ClusterApi
     tasks: TaskApi
+    verification: VerificationApi
+    split_brain: SplitBrainApi
 
     def __init__(
         self,

@@ -15,11 +15,10 @@ from mcvirt import api
 from mcvirt.api.drbd_peer import DrbdPeerApi
 from mcvirt.api.membership import JoinApi, MembershipApi
 from mcvirt.api.peer import PeerApi
-from mcvirt.api.vm import VmApi
+from mcvirt.api.split_brain import SplitPeerApi
 from mcvirt.errors import McvirtError, from_wire
 from mcvirt.rpc import transport
 from mcvirt.rpc.codec import Reply
-from mcvirt.rpc.contract import operations
 from mcvirt.types.vm import AutoStart
 from mcvirtd import endpoint
 from mcvirtd.auth import first_start
@@ -112,7 +111,7 @@ class Daemon:
             self._admission.serving(server.port)
             self._presence.start(server)
             self._replicator.start()
-            self._drbd.here.start()
+            self._drbd.start()
             self._maintenance.start()
             self._autostart.start()
             systemd.ready(f"Serving on port {server.port}")
@@ -124,7 +123,7 @@ class Daemon:
             self._maintenance.stop()
             self._tasks.close()  # they may need the other nodes to undo what they began
             self._replicator.stop()
-            self._drbd.here.stop()
+            self._drbd.stop()
             self._presence.stop()
             self._uploads.close()
             self._machines.consoles.close_idle(every=True)
@@ -201,6 +200,7 @@ class Daemon:
             node=node,
             store=store,
             journal=journal,
+            locks=self._locks,
             presence=presence,
             state_directory=settings.paths.state,
             run_directory=settings.paths.run,
@@ -221,6 +221,7 @@ class Daemon:
         self._isos = IsoLibrary(settings.paths.state)
         self._isos.prepare()
         self._uploads = Uploads(self._isos, clock=time.monotonic)
+        self._drbd.soundness.begin_due = lambda: self._by_itself("verification.verify_due")
         self._machines = Machines(
             node=node,
             store=store,
@@ -283,6 +284,7 @@ class Daemon:
                 Chore("listen", 5.0, presence.listen, first=5.0),
                 Chore("drbd", 30.0, self._drbd.settle, first=30.0),
                 Chore("release", 30.0, self._machines.release.settle, first=10.0),
+                Chore("verifications", 30.0, self._drbd.soundness.tick, first=30.0),
             ]
         )
 
@@ -347,6 +349,8 @@ class Daemon:
             presence.nodes,
             self._admission.service,
             tasks,
+            self._drbd.soundness.service,
+            self._drbd.split_brain,
         ]
         transport.configure()
         server = Server(
@@ -380,6 +384,7 @@ class Daemon:
         )
         server.register(publish(PeerApi, peer_service, self._guard), PeerApi.object_id)
         server.register(publish(DrbdPeerApi, self._drbd.peer_service, self._guard), DrbdPeerApi.object_id)
+        server.register(publish(SplitPeerApi, self._drbd.split_peer, self._guard), SplitPeerApi.object_id)
         server.register(publish(JoinApi, self._admission.newcomer, self._guard), JoinApi.object_id)
         server.register(publish(MembershipApi, self._admission.leaver, self._guard), MembershipApi.object_id)
         return server
@@ -436,8 +441,10 @@ class Daemon:
         self._audit.record(Caller(user=SYSTEM), "vm.give_up", name, error, "")
 
     def _start_machine(self, name: str) -> None:
-        operation = operations(VmApi)["start"]
-        published = Published(operation, self._machines.service.start)
-        reply = self._guard.call(published, Caller(user=SYSTEM, root=True), (), {"name": name})
+        self._by_itself("vm.start", name=name)
+
+    def _by_itself(self, label: str, **arguments: Any) -> None:
+        """Do an operation as its users would have it done: as a task, and with an entry in the audit trail."""
+        reply = self._guard.call(self._operations[label], Caller(user=SYSTEM, root=True), (), arguments)
         if reply.error is not None:
             raise from_wire(reply.error)

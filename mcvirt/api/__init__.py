@@ -10,8 +10,10 @@ def contracts() -> tuple[type, ...]:
     from mcvirt.api.drbd import DrbdApi
     from mcvirt.api.membership import ClusterApi
     from mcvirt.api.network import NetworkApi
+    from mcvirt.api.split_brain import SplitBrainApi
     from mcvirt.api.storage import HardDriveApi, IsoApi, StorageApi
     from mcvirt.api.task import TaskApi
+    from mcvirt.api.verification import VerificationApi
     from mcvirt.api.vm import VmApi
 
     return (
@@ -28,4 +30,6 @@ def contracts() -> tuple[type, ...]:
         NodeApi,
         ClusterApi,
         TaskApi,
+        VerificationApi,
+        SplitBrainApi,
     )

@@ -25,6 +25,8 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
     "failover": ("machine", MACHINES, "Take a virtual machine over from a node that is gone"),
     "unregister": ("machine", MACHINES, "Take a virtual machine off its node, and keep it"),
     "hard-drive": ("hard_drive", STORAGE, "Hard drives: list, create, attach, detach, import, delete"),
+    "verify": ("verify", STORAGE, "Compare both sides of replicated disks"),
+    "resync": ("verify", STORAGE, "Make both sides of replicated disks equal again"),
     "iso": ("iso", STORAGE, "ISO images: list, add, delete"),
     "storage": ("storage", STORAGE, "Storage backends: list, create, delete, and their nodes"),
     "network": ("network", STORAGE, "Networks: list, create, delete"),

@@ -51,7 +51,16 @@ class Group:
 
 
 class Parser(argparse.ArgumentParser):
-    """An argparse parser that raises UsageError, and whose arguments can complete live names."""
+    """An argparse parser that raises UsageError, and whose arguments can complete live names.
+
+    *intermixed*: flags may stand between the words of the command also where a word may be left out.
+    """
+
+    intermixed = False
+
+    def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """As argparse does."""
+        return (self.parse_intermixed_args if self.intermixed else super().parse_args)(args, namespace)
 
     def error(self, message: str) -> NoReturn:
         raise UsageError(f"{message[:1].upper()}{message[1:].rstrip('.')}.", f"`{self.prog} --help` explains.")

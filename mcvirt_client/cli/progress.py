@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+import time
 from typing import TYPE_CHECKING
 
 from mcvirt.errors import Conflict
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     from mcvirt_client.client import Client
 
 BAR = 20
+FIRST_GUESS_AFTER = 2.0
 
 
 class Bars:
@@ -26,6 +28,7 @@ class Bars:
         self._out = out
         self._terminal = out.stderr.isatty()
         self._shown = False
+        self._pace = Pace()
 
     def __call__(self, info: TaskInfo) -> None:
         if not self._terminal:
@@ -38,7 +41,8 @@ class Bars:
             step = _current(info)
             if step is not None:
                 room = (terminal_width(self._out.stderr, os.environ) or 80) - 1
-                write(_cut(f"{info.target}: {describe(step)}" if info.target else describe(step), room))
+                text = describe(step) + self._pace.left(step, time.monotonic())
+                write(_cut(f"{info.target}: {text}" if info.target else text, room))
                 self._shown = True
         self._out.stderr.flush()
 
@@ -52,6 +56,30 @@ class Bars:
             room = (terminal_width(self._out.stderr, os.environ) or 80) - 1
             self._out.stderr.write("\r\x1b[K" + _cut(f"{what} {bar(done, total)} {_of(done, total, 'B')}", room))
         self._out.stderr.flush()
+
+
+class Pace:
+    """How fast a step goes on, since it was seen first."""
+
+    def __init__(self) -> None:
+        self._step = ""
+        self._since = (0.0, 0)
+
+    def left(self, step: StepInfo, now: float) -> str:
+        """How long the step will still take, as words to put behind it; "" while that can't be said."""
+        if step.name != self._step or step.done < self._since[1]:
+            self._step, self._since = step.name, (now, step.done)
+        begun, before = self._since
+        if not step.total or step.done <= before or now - begun < FIRST_GUESS_AFTER:
+            return ""
+        seconds = int((step.total - step.done) * (now - begun) / (step.done - before))
+        if seconds < 1:
+            return ""
+        return (
+            f", {seconds // 3600} h {seconds % 3600 // 60} min left"
+            if seconds >= 3600
+            else (f", {seconds // 60} min left" if seconds >= 120 else f", {seconds} s left")
+        )
 
 
 def describe(step: StepInfo) -> str:

@@ -42,7 +42,17 @@ def disconnect(resource: str, *, force: bool = False) -> list[str]:
 
 
 def verify(resource: str) -> list[str]:
-    return _adm("verify", resource)
+    # Without a start the kernel goes on where an earlier verification was interrupted, and calls the rest a whole.
+    return _adm("verify", resource, "--start=0")
+
+
+def stop_verify(resource: str) -> list[str]:
+    # Said while one is going on it moves that one's end, which the kernel then finds to be behind it.
+    return _adm("verify", resource, "--start=0", "--stop=8")
+
+
+def limit_rate(resource: str, kib: int) -> list[str]:
+    return ["drbdadm", "disk-options", f"--c-max-rate={kib}k", f"--resync-rate={kib}k", checked_name(resource)]
 
 
 def invalidate(resource: str) -> list[str]:

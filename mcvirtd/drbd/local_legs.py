@@ -14,6 +14,7 @@ from mcvirt.types.replica import LegCommand, LegSpec, Outlook
 from mcvirt.types.storage import BackendType
 from mcvirt.types.vm import DiskDriver, StorageType
 from mcvirt.units import format_size
+from mcvirtd.drbd.asides import ASIDE
 from mcvirtd.drbd.config import Resource, metadata_size, resource_name
 from mcvirtd.drbd.resources import resource_of
 from mcvirtd.host.drbd_numbers import minors_in_use, ports_in_use
@@ -74,9 +75,7 @@ class Legs(Protocol):
 
     def outlook(self, needed: Mapping[str, int]) -> Outlook: ...
 
-    def make(
-        self, leg: LegSpec, *, progress: Progress | None = None, cancel: threading.Event | None = None
-    ) -> int: ...
+    def make(self, leg: LegSpec, *, progress: Progress | None = None, cancel: threading.Event | None = None) -> int: ...
 
     def drop(self, disk: str, backend: str) -> None: ...
 
@@ -209,7 +208,7 @@ class LocalLegs:
                 # Deleting "what is not there" from storage that is not there would leave it behind for good.
                 raise BackendUnavailable(backend=backend, node=self._node, reason=reason)
             volumes = self._volumes(record)
-            for volume in replica_volumes(volume_of(disk)):
+            for volume in (volume_of(disk) + ASIDE, *replica_volumes(volume_of(disk))):
                 volumes.delete(volume)
 
     # --- what there is ------------------------------------------------------------------------------------------------

@@ -10,11 +10,11 @@ from collections.abc import Callable
 from mcvirt.errors import Conflict, DeadlinePassed, DrbdDeviceOpen
 from mcvirt.types.drbd import ResourceState
 from mcvirt.types.replica import LegCommand
-from mcvirt.units import format_size
 from mcvirtd.drbd.config import resource_name
 from mcvirtd.drbd.local_legs import Legs, States
 from mcvirtd.drbd.reader import describe
-from mcvirtd.state.records import DiskRecord, VerificationRecord
+from mcvirtd.drbd.verifications import difference
+from mcvirtd.state.records import DiskRecord
 from mcvirtd.state.store import Store
 from mcvirtd.tasks.task import current_task
 
@@ -60,12 +60,8 @@ class Roles:
             return "DRBD's events can't be read on this node; the log of mcvirtd says why."
         if self._heedless():
             return ""
-        verification = self._store.get(VerificationRecord, record.id)
-        if verification is not None and verification.failed:
-            return (
-                f"its two sides were found to differ in {format_size(verification.out_of_sync)} when they were "
-                "verified. `mcvirt resync` makes them equal."
-            )
+        if unreliable := difference(self._store, record):
+            return unreliable
         state = self._states.state(resource_name(record.id))
         # One that is down is brought up when it is needed; only then the kernel can say more.
         return "" if state is None else self._against(record, state)

@@ -132,15 +132,20 @@ def _percent(text: str | None) -> float | None:
 
 
 class Progress(msgspec.Struct, frozen=True, kw_only=True):
-    """How far a verification or a resync is, which no event tells; *out_of_sync* in bytes."""
+    """How far a verification or a resync is, which no event tells; *out_of_sync* in bytes.
+
+    *read* is how many bytes of this side's disk were read since it was attached.
+    """
 
     out_of_sync: int
+    read: int = 0
     done: float | None = None
     seconds_left: int | None = None
 
 
 _DEVICE = re.compile(r"\s*(\d+): cs:", re.ASCII)
 _OUT_OF_SYNC = re.compile(r"\boos:(\d+)", re.ASCII)
+_READ = re.compile(r"\bdr:(\d+)", re.ASCII)
 _DONE = re.compile(r"(?:sync'ed|verified):\s*([\d.]+)%", re.ASCII)
 _LEFT = re.compile(r"finish: (\d+):(\d\d):(\d\d)", re.ASCII)
 
@@ -156,7 +161,8 @@ def parse_progress(text: str) -> dict[int, Progress]:
             continue
         before = found.get(minor, Progress(out_of_sync=0))
         if match := _OUT_OF_SYNC.search(line):
-            before = Progress(out_of_sync=int(match[1]) * _KIB)
+            read = _READ.search(line)
+            before = Progress(out_of_sync=int(match[1]) * _KIB, read=int(read[1]) * _KIB if read else 0)
         if match := _DONE.search(line):
             before = msgspec.structs.replace(before, done=float(match[1]))
         if match := _LEFT.search(line):

@@ -9,8 +9,10 @@ import msgspec
 
 from mcvirt.types.vm import StorageType
 from mcvirtd.auth.caller import current_caller
+from mcvirtd.cluster.errands import Errands
 from mcvirtd.cluster.peers import Peers
 from mcvirtd.cluster.presence import Presence
+from mcvirtd.drbd.asides import Asides
 from mcvirtd.drbd.disks import ReplicatedDisks
 from mcvirtd.drbd.enabling import Enabling, on_each
 from mcvirtd.drbd.fencing import Fenced
@@ -19,11 +21,14 @@ from mcvirtd.drbd.local_legs import LocalLegs
 from mcvirtd.drbd.peer_legs import DrbdPeerService, legs_by_node
 from mcvirtd.drbd.roles import Roles
 from mcvirtd.drbd.service import DrbdService
+from mcvirtd.drbd.soundness import Soundness
+from mcvirtd.drbd.split_brain import SplitBrain, SplitPeer
 from mcvirtd.drbd.view import ReplicaView
 from mcvirtd.host import drbd as host_drbd
 from mcvirtd.state.store import Store
 from mcvirtd.storage.backends import Nodes
 from mcvirtd.storage.kind import UsedPaths
+from mcvirtd.tasks.locks import Locks
 from mcvirtd.tasks.transaction import Journal
 
 
@@ -32,6 +37,8 @@ class Drbd:
 
     *disks* makes and deletes replicated hard drives, *legs* are their sides on each node, *peer_service* answers
     for those on this one, and *roles* says who may write.
+    *soundness* sees to it that both sides are equal, *split_brain* to those that have gone different ways; what another
+    node asks of this one for that, *split_peer* answers.
     """
 
     def __init__(
@@ -40,6 +47,7 @@ class Drbd:
         node: str,
         store: Store,
         journal: Journal,
+        locks: Locks,
         presence: Presence,
         state_directory: Path,
         run_directory: Path,
@@ -79,6 +87,33 @@ class Drbd:
             used_paths=used_paths,
         )
 
+        self.soundness = Soundness(
+            store=store,
+            journal=journal,
+            locks=locks,
+            node=node,
+            reader=self.here.reader,
+            errands=Errands(presence.peers),
+        )
+
+        asides = Asides(store, node)
+        reader = self.here.reader
+        self.split_brain = SplitBrain(
+            store=store,
+            journal=journal,
+            locks=locks,
+            node=node,
+            kernel=host_drbd,
+            reader=reader,
+            asides=asides,
+            info=self.view.info,
+            errands=Errands(presence.peers),
+            ask=lambda other, operation, arguments, within: presence.peers.call(
+                other, SplitPeer.object_id, operation, arguments, within
+            ),
+        )
+        self.split_peer = SplitPeer(store=store, node=node, kernel=host_drbd, reader=reader, asides=asides)
+
     def storage_types(self) -> tuple[StorageType, ...]:
         """How hard drives can be kept now."""
         return (StorageType.LOCAL, StorageType.DRBD) if self.here.enabled else (StorageType.LOCAL,)
@@ -87,6 +122,16 @@ class Drbd:
         """Bring up what is down, and undo what a node that is gone was making; for a timer."""
         self.here.settle()
         self.disks.settle_claims()
+
+    def start(self) -> None:
+        """Do what the cluster's record of DRBD says."""
+        self.soundness.start()
+        self.here.start()
+
+    def stop(self) -> None:
+        """Look no more; the resources stay as they are."""
+        self.here.stop()
+        self.soundness.stop()
 
 
 class OutdatedElsewhere:

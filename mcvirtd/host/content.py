@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import fcntl
+import mmap
 import os
 import stat
 import struct
@@ -20,6 +21,7 @@ Progress = Callable[[int, int], None]
 
 PIECE = 4 * MIB
 WIPE_PIECE = 64 * MIB
+RESTORE_PIECE = 64 * 1024
 BLKZEROOUT = 0x127F
 _NO_COPY_RANGE = (errno.EXDEV, errno.EINVAL, errno.EOPNOTSUPP, errno.ENOSYS, errno.EPERM, errno.EBADF)
 _NO_ZEROOUT = (errno.EOPNOTSUPP, errno.ENOTTY, errno.EINVAL)
@@ -120,6 +122,37 @@ def _write_at(target: int, data: bytes, position: int) -> None:
         return
     os.lseek(target, position, os.SEEK_SET)
     write_all(target, data)
+
+
+def restore(source: Path, target: Path, *, progress: Progress | None = None) -> int:
+    """Make block device *target* hold what *source* holds, durably, by writing what differs; returns how much did.
+
+    *source* is read past the page cache, which knows nothing of what was written below it.
+    """
+    written = 0
+    with (
+        told("restore", target),
+        opened(source, os.O_RDONLY | os.O_DIRECT) as reads,
+        opened(target, os.O_RDWR) as writes,
+        mmap.mmap(-1, PIECE) as buffer,
+    ):
+        size = os.lseek(writes, 0, os.SEEK_END)
+        pace = Pace(size, progress, None)
+        for start in range(0, size, PIECE):
+            pace.at(start)
+            count = min(PIECE, size - start)
+            if os.preadv(reads, [memoryview(buffer)[:count]], start) != count:
+                raise FileFailed(action="restore", path=str(target), reason=f"{source} is shorter.")
+            wanted, there = buffer[:count], os.pread(writes, count, start)
+            for at in range(0, count if wanted != there else 0, RESTORE_PIECE):
+                data = wanted[at : at + RESTORE_PIECE]
+                if data != there[at : at + RESTORE_PIECE]:
+                    os.lseek(writes, start + at, os.SEEK_SET)
+                    write_all(writes, data)
+                    written += len(data)
+        os.fsync(writes)
+        pace.at(size)
+    return written
 
 
 def fill(

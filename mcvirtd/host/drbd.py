@@ -156,8 +156,18 @@ def disconnect(name: str, *, force: bool = False) -> None:
 
 
 def verify(name: str) -> None:
-    """Begin to compare both sides."""
+    """Begin to compare both sides, from the first block to the last."""
     _do(commands.verify(name))
+
+
+def stop_verify(name: str) -> None:
+    """End the comparison that was begun here."""
+    _do(commands.stop_verify(name))
+
+
+def limit_rate(name: str, rate: int) -> None:
+    """Compare and copy at most *rate* bytes a second, until ``adjust``."""
+    _do(commands.limit_rate(name, max(1, rate // 1024)))
 
 
 def invalidate(name: str) -> None:

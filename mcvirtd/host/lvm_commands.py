@@ -35,6 +35,10 @@ def create(group: str, name: str, size: int, *, thin_pool: str | None, tags: Ite
     return ["lvcreate", "-qq", "-y", *how, *tagged, "-n", names.volume_name(name), names.volume_group_name(group)]
 
 
+def thin_snapshot(group: str, name: str, origin: str) -> list[str]:
+    return ["lvcreate", "-qq", "-y", "-s", "-kn", "-n", names.volume_name(name), _full(group, origin)]
+
+
 def remove(group: str, name: str) -> list[str]:
     return ["lvremove", "-qq", "-y", _full(group, name)]
 

@@ -6,11 +6,12 @@ Sizes are in bytes. A record's key is its first field; ids never change, names d
 from __future__ import annotations
 
 from datetime import datetime
-from typing import ClassVar, Literal
+from typing import ClassVar
 
 import msgspec
 
 from mcvirt.types.storage import BackendType, VolumeFormat
+from mcvirt.types.verification import Result
 from mcvirt.types.vm import AutoStart, DiskDriver, Flag, GraphicsDriver, Machine, StorageType
 
 
@@ -125,14 +126,18 @@ class ReplicaClaimRecord(Record, frozen=True, kw_only=True):
 
 
 class VerificationRun(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """One comparison of the two sides, begun on *node* for the user *by*, or by "schedule". Bytes *out_of_sync*."""
+    """One comparison of the two sides, begun on *node* for the user *by*, or by "schedule". Bytes *out_of_sync*.
+
+    *reason* says why it was interrupted or skipped.
+    """
 
     started: datetime
     ended: datetime
     by: str
     node: str
-    result: Literal["clean", "differences", "interrupted"]
+    result: Result
     out_of_sync: int = 0
+    reason: str = ""
 
 
 class VerificationRecord(Record, frozen=True, kw_only=True):
@@ -149,13 +154,36 @@ class VerificationRecord(Record, frozen=True, kw_only=True):
     runs: tuple[VerificationRun, ...] = ()
 
 
+class SplitUndoRecord(Record, frozen=True, kw_only=True):
+    """The data that node *node* had of a hard drive when node *kept* was chosen to go on, kept beside it.
+
+    *done*: the choice was carried out. *taking*: what was kept is being taken back, and not all of it is there yet.
+    """
+
+    kind: ClassVar[str] = "split_undo"
+
+    disk: str
+    node: str
+    kept: str
+    made: datetime
+    by: str
+    done: bool = False
+    taking: bool = False
+
+
 class DrbdRecord(Record, frozen=True, kw_only=True):
-    """What is settled for DRBD on the whole cluster; there is one, called "drbd"."""
+    """What is settled for DRBD on the whole cluster; there is one, called "drbd". Rates in bytes a second.
+
+    *verify_schedule* is what `mcvirtd.drbd.schedule` reads; a *verify_rate* of 0 is no limit of its own.
+    """
 
     kind: ClassVar[str] = "drbd"
 
     name: str = "drbd"
     enabled: bool = False
+    verify_schedule: str = "off"
+    verify_concurrency: int = 4
+    verify_rate: int = 0
 
 
 class VmRecord(Record, frozen=True, kw_only=True):
@@ -227,6 +255,7 @@ RECORDS: dict[str, type[Record]] = {
         DiskRecord,
         ReplicaClaimRecord,
         VerificationRecord,
+        SplitUndoRecord,
         DrbdRecord,
         VmRecord,
         SettingsRecord,

@@ -20,7 +20,7 @@ from mcvirt.errors import (
 from mcvirt.types.storage import VolumeFormat
 from mcvirt.types.vm import DiskDriver, DiskSpec, StorageType
 from mcvirt.units import SECTOR
-from mcvirtd.state.records import BackendRecord, DiskRecord, VerificationRecord
+from mcvirtd.state.records import BackendRecord, DiskRecord, SplitUndoRecord, VerificationRecord
 from mcvirtd.state.store import Change, Store
 from mcvirtd.storage import backends
 from mcvirtd.storage.backends import Nodes
@@ -162,8 +162,9 @@ class Disks:
     def drop(change: Change, disk: str) -> None:
         """Delete the records of a disk whose data is deleted."""
         change.delete(DiskRecord, disk)
-        if change.get(VerificationRecord, disk) is not None:
-            change.delete(VerificationRecord, disk)
+        for kind in (VerificationRecord, SplitUndoRecord):
+            if change.get(kind, disk) is not None:
+                change.delete(kind, disk)
 
     def finish_delete(self, disk: str) -> None:
         """Delete a detached disk, data and record; a crash in the middle is finished at the next start."""

@@ -38,6 +38,7 @@ MOST_AT_ONCE = 64
 LONGEST_WAIT = 30.0
 SETTLING = "settle"
 INTERRUPTED = "mcvirtd stopped while it was at work"
+CLOSING = "the end of mcvirtd"
 
 
 class Tasks:
@@ -249,7 +250,7 @@ class Tasks:
             self._closed = True
             active = list(self._active.values())
         for task in active:
-            task.cancel("the end of mcvirtd")
+            task.cancel(CLOSING)
         deadline = time.monotonic() + within
         for task in active:
             task.news(2**62, max(0.0, deadline - time.monotonic()))

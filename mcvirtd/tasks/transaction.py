@@ -91,6 +91,10 @@ class Journal:
         )
         return int(self._store.query("SELECT max(seq) FROM journal WHERE task = ?", (current_task().id,))[0][0])
 
+    def amend(self, seq: int, arguments: dict[str, Any]) -> None:
+        """What is due as entry *seq* is due with other arguments now."""
+        self._store.execute("UPDATE journal SET arguments = ? WHERE seq = ?", (msgspec.json.encode(arguments), seq))
+
     def forget(self, seq: int) -> None:
         """An entry is no longer due."""
         self._store.execute("DELETE FROM journal WHERE seq = ?", (seq,))

@@ -230,9 +230,7 @@ def _apt(*argv: str, cwd: Path | None = None) -> bytes:
 def _run(*argv: str, cwd: Path | None = None) -> bytes:
     plain = {**os.environ, "LC_ALL": "C"}
     try:
-        done = subprocess.run(
-            argv, cwd=cwd, stdin=subprocess.DEVNULL, capture_output=True, env=plain, check=False
-        )
+        done = subprocess.run(argv, cwd=cwd, stdin=subprocess.DEVNULL, capture_output=True, env=plain, check=False)
     except FileNotFoundError as missing:
         raise BuildFailed(f"{argv[0]} is not installed") from missing
     if done.returncode:

@@ -248,9 +248,7 @@ def test_what_mcvirt_keeps_is_for_root_alone(node: McvirtNode, story: SimpleName
 
 
 def test_libvirt_was_not_told_more_than_the_vnc_password(node: McvirtNode, story: SimpleNamespace) -> None:
-    logs = {
-        str(path): path.read_text(errors="replace") for path, _ in _files(node.host.path("/var/log/libvirt"))
-    }
+    logs = {str(path): path.read_text(errors="replace") for path, _ in _files(node.host.path("/var/log/libvirt"))}
     assert any("web1" in name for name in logs)
     for name, text in logs.items():
         assert [secret for secret in (*story.passwords, *story.tokens, story.vnc) if secret in text] == [], name

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from mcvirt_client.cli.commands.split_brain import SPLIT_BRAIN
 from mcvirt_client.cli.output import GREEN, RED
 from mcvirt_client.cli.parser import Command, Group
 
@@ -122,6 +123,7 @@ COMMANDS = {
                 _list,
                 examples=("mcvirt drbd list", "mcvirt drbd list --json"),
             ),
+            "split-brain": SPLIT_BRAIN,
         },
     )
 }

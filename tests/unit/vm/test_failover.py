@@ -34,7 +34,6 @@ def on_shared_storage(world: World, name: str = "web1", *, owner: str | None = "
     assert world.create(name) is None
     world.hypervisor.undefine(world.record(name).uuid)
     with world.store.change() as change:
-
         change.edit(VmRecord, name, node=owner, nodes=("n1", "n2"), **fields)
         for disk in world.store.all(DiskRecord).values():
             if disk.vm == name:
@@ -121,9 +120,7 @@ def test_all_that_is_wrong_here_is_said_at_once(world: World) -> None:
 
 
 @pytest.mark.parametrize(("owner", "refusal"), [("n1", VmRegistered), (None, VmNotRegistered)])
-def test_only_another_nodes_machine_is_taken_over(
-    world: World, owner: str | None, refusal: type[McvirtError]
-) -> None:
+def test_only_another_nodes_machine_is_taken_over(world: World, owner: str | None, refusal: type[McvirtError]) -> None:
     on_shared_storage(world, owner=owner)
     assert isinstance(failover(world), refusal)
     assert isinstance(failover(world, name="nothing"), VmNotFound)

@@ -1,0 +1,67 @@
+"""What this node has another one do for the user that it works for: begun there as a task, and followed to its end."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import suppress
+from typing import Any
+
+import msgspec
+
+from mcvirt.errors import McvirtError, TaskCancelled, from_wire
+from mcvirt.rpc.codec import Reply
+from mcvirt.types.task import ENDED, TaskInfo, TaskNews, TaskState
+from mcvirtd.auth.caller import Caller, current_caller
+from mcvirtd.cluster.peers import Peers
+from mcvirtd.tasks.task import current_task
+
+FOLLOW_FOR = 1.0
+_news = msgspec.json.Decoder(TaskNews)
+
+
+class Errands:
+    """Runs operations of one node ("verification.verify_disk") on other nodes."""
+
+    def __init__(self, peers: Peers) -> None:
+        self._peers = peers
+
+    def run(
+        self, node: str, operation: str, arguments: dict[str, Any], heard: Callable[[TaskInfo], None]
+    ) -> msgspec.Raw:
+        """The operation's result in wire form, or its error raised; *heard* is told of the task there as it goes on.
+
+        Cancelling the current task cancels that one, and waits for it to unwind. Raises NodeUnreachable.
+        """
+        caller, task = current_caller(), current_task()
+        reply = self._forward(node, operation, arguments, caller)
+        if reply.task is None:
+            return reply.ok
+        seen, told = -1, False
+        while True:
+            if task.cancelled.is_set() and not told:
+                told = True
+                with suppress(McvirtError):  # it may have ended this very moment
+                    self._forward(node, "task.cancel", {"task": reply.task}, caller)
+            following = {"task": reply.task, "seen": seen, "wait": FOLLOW_FOR}
+            news = _news.decode(self._forward(node, "task.follow", following, caller).ok)
+            seen = news.info.version
+            heard(news.info)
+            if news.info.state in ENDED:
+                if news.info.error is not None:
+                    raise from_wire(news.info.error)
+                if news.info.state is TaskState.CANCELLED:
+                    raise TaskCancelled(by="")
+                return news.result
+
+    def _forward(self, node: str, operation: str, arguments: dict[str, Any], caller: Caller) -> Reply:
+        handed_on = {
+            "operation": operation,
+            "arguments": arguments,
+            "user": caller.user,
+            "root": caller.root,
+            "address": caller.address,
+        }
+        reply = msgspec.json.decode(self._peers.call(node, "peer", "forward", handed_on), type=Reply)
+        if reply.error is not None:
+            raise from_wire(reply.error)
+        return reply

@@ -1,0 +1,169 @@
+"""One verification of one resource, from the command to what came of it. Nothing is recorded here.
+
+What it says is what the kernel's events said, all of which are seen from before the command on: so one that is over in
+a moment is seen as well as one that is cut off. It has passed only if the kernel said that it ended, with both disks
+good all the time, and has read as much as there is.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from typing import Protocol
+
+import msgspec
+
+from mcvirt.errors import DeadlinePassed, McvirtError, TaskCancelled
+from mcvirt.types.drbd import CHECKING, ResourceState
+from mcvirt.types.verification import Result
+from mcvirtd.drbd.reader import Followed, Reader
+from mcvirtd.drbd.status import GAP, Event, Progress
+from mcvirtd.tasks.task import Task
+
+LOOK_EVERY = 1.0
+BEGIN_WITHIN = 60.0
+STOP_WITHIN = 60.0
+# A slow verification reads at least something in that time, however little it may; a disk that hangs does not.
+STALLED_AFTER = 600.0
+
+
+class Kernel(Protocol):
+    """What is asked of DRBD on this node."""
+
+    def verify(self, name: str) -> None:
+        """Begin to compare both sides, from the first block to the last."""
+
+    def stop_verify(self, name: str) -> None:
+        """End the comparison that was begun here."""
+
+    def progress(self) -> Mapping[int, Progress]:
+        """How far what goes on is, by minor."""
+
+
+class Outcome(msgspec.Struct, frozen=True, kw_only=True):
+    """How it ended; bytes *out_of_sync*. *reason* says why it was interrupted."""
+
+    result: Result
+    out_of_sync: int = 0
+    reason: str = ""
+
+
+class Ending(msgspec.Struct, frozen=True, kw_only=True):
+    """What the events say of the end: *whole* if the kernel says that it ended by itself, with both disks good."""
+
+    whole: bool
+    out_of_sync: int = 0
+    reason: str = ""
+
+
+def ending(events: Sequence[Event]) -> Ending | None:
+    """How the verification that *events* tell of from before its beginning ended; None while it has not."""
+    begun, differ, bad = False, 0, ""
+    for event in events:
+        fields = event.fields
+        if event.kind == "peer-device" and event.verb not in ("destroy", GAP):
+            differ = int(fields.get("out-of-sync") or differ // 1024) * 1024
+            replication = fields.get("replication")
+            begun = begun or replication in CHECKING
+            if begun and fields.get("peer-disk", "UpToDate") != "UpToDate" and replication != "Off":
+                bad = f"the disk of the other side became {fields['peer-disk']}."
+            if begun and replication is not None and replication not in CHECKING:
+                lost = f"the connection to the other side was lost ({replication})."
+                whole = replication == "Established" and not bad
+                return Ending(whole=whole, out_of_sync=differ, reason="" if whole else bad or lost)
+        elif event.kind == "device" and fields.get("disk", "UpToDate") != "UpToDate":
+            bad = f"the disk of this side became {fields['disk']}."
+        elif event.kind == "connection" and fields.get("connection", "Connected") != "Connected":
+            # How many blocks differ comes with an event of its own, which a resource that is cut off may not have.
+            lost = f"the connection to the other side was lost ({fields['connection']})."
+            return Ending(whole=False, out_of_sync=differ, reason=lost)
+        elif event.verb == "destroy":
+            return Ending(whole=False, out_of_sync=differ, reason="the resource was taken down.")
+    return None
+
+
+class Comparison:
+    """Verifies resources of this node."""
+
+    def __init__(
+        self,
+        kernel: Kernel,
+        reader: Reader,
+        *,
+        clock: Callable[[], float] = time.monotonic,
+        look_every: float = LOOK_EVERY,
+    ) -> None:
+        self._kernel = kernel
+        self._reader = reader
+        self._clock = clock
+        self._look_every = look_every
+
+    def run(self, state: ResourceState, task: Task, report: Callable[[int], None]) -> Outcome:
+        """Verify the resource that is *state* now to an end, and *report* the bytes that are behind it.
+
+        What keeps it from being begun is raised. If *task* is cancelled, it is stopped; the outcome says so.
+        """
+        with self._reader.follow(state.name) as followed:
+            before = self._read(state)
+            self._kernel.verify(state.name)
+            try:
+                ended = self._wait(state, followed, task, report)
+            except TaskCancelled:
+                return self._stopped(state, followed, "it was cancelled.")
+            except DeadlinePassed as passed:
+                return self._stopped(state, followed, str(passed.fields["why"]))
+        if not ended.whole:
+            return Outcome(result="interrupted", out_of_sync=ended.out_of_sync, reason=ended.reason)
+        after = self._read(state)
+        if before is not None and after is not None and 0 <= after - before < state.size:
+            # Somebody has moved its end with drbdsetup; the kernel tells only its log.
+            why = f"it was ended from outside before the whole disk was read ({after - before} of {state.size} bytes)."
+            return Outcome(result="interrupted", out_of_sync=ended.out_of_sync, reason=why)
+        report(state.size)
+        return Outcome(result="differences" if ended.out_of_sync else "clean", out_of_sync=ended.out_of_sync)
+
+    def _wait(self, state: ResourceState, followed: Followed, task: Task, report: Callable[[int], None]) -> Ending:
+        moved, behind = self._clock(), -1
+        while True:
+            with suppress(DeadlinePassed):
+                # Only to report in between: what ends the waiting is an event.
+                followed.wait(lambda events: ending(events) is not None, self._look_every, task.cancelled)
+            events = followed.events
+            over = ending(events) or self._unseen(state.name, events)
+            if over is not None:
+                return over
+            now = self._kernel.progress().get(state.minor or 0)
+            begun = any(event.fields.get("replication") in CHECKING for event in events)
+            position = -1 if now is None else now.read
+            if position != behind:
+                moved, behind = self._clock(), position
+            if now is not None and now.done is not None:
+                report(int(state.size * min(now.done, 100.0) / 100))
+            within = STALLED_AFTER if begun else BEGIN_WITHIN
+            if self._clock() - moved > within:
+                what = "has not gone on" if begun else "has not begun"
+                raise DeadlinePassed(what="the verification", seconds=within, why=f"it {what} for {within:.0f} s.")
+
+    def _unseen(self, name: str, events: Sequence[Event]) -> Ending | None:
+        """What is to be thought where events may have been missed: if it still goes on, nothing has happened."""
+        if not events or events[-1].verb != GAP or not self._reader.alive:
+            return None
+        state = self._reader.state(name)
+        if state is not None and state.checking:
+            return None
+        reason = "DRBD's events could not be read for a moment, and it was over after that."
+        return Ending(whole=False, out_of_sync=state.out_of_sync if state else 0, reason=reason)
+
+    def _stopped(self, state: ResourceState, followed: Followed, reason: str) -> Outcome:
+        try:
+            self._kernel.stop_verify(state.name)
+            followed.wait(lambda events: ending(events) is not None, STOP_WITHIN)
+        except McvirtError as error:
+            reason = f"{reason} It could not be stopped: {error}"
+        ended = ending(followed.events)
+        return Outcome(result="interrupted", out_of_sync=ended.out_of_sync if ended else 0, reason=reason)
+
+    def _read(self, state: ResourceState) -> int | None:
+        now = self._kernel.progress().get(state.minor or 0)
+        return None if now is None else now.read

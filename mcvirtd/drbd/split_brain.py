@@ -1,0 +1,436 @@
+"""Split brains: shown, resolved by whoever says which side is kept, and taken back.
+
+Nothing here discards anything by itself. The side that gives way is copied beside first, and where data is taken back
+the side that loses then is, too: so each of the two can be had again until somebody forgets one.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Protocol
+
+import msgspec
+
+from mcvirt import names
+from mcvirt.api.split_brain import SplitBrainApi, SplitPeerApi
+from mcvirt.errors import BadArgument, Conflict, DeadlinePassed, McvirtError, NotFound, ResyncGoesOn, VmNotFound
+from mcvirt.types.drbd import DrbdInfo, ResourceState
+from mcvirt.types.split_brain import SplitInfo, SplitSide, SplitUndo
+from mcvirtd.auth.caller import current_caller
+from mcvirtd.drbd.config import resource_name
+from mcvirtd.drbd.reader import Reader, describe
+from mcvirtd.drbd.status import Progress as Position
+from mcvirtd.drbd.verification_service import Errands
+from mcvirtd.drbd.verifying import known_state, named
+from mcvirtd.host import content
+from mcvirtd.state.records import DiskRecord, SplitUndoRecord, VmRecord
+from mcvirtd.state.store import Store
+from mcvirtd.tasks.locks import Locks
+from mcvirtd.tasks.task import current_task, step
+from mcvirtd.tasks.transaction import Journal
+
+DROP, DROP_THERE, NOTE_DONE, DEMOTE = "split.drop_aside", "split.drop_aside_there", "split.note_done", "split.demote"
+CUT_WITHIN = 30.0
+MEET_WITHIN = 90.0
+ASIDE_WITHIN = 180.0
+STALLED_AFTER = 600.0
+WRITTEN_WITHIN = 5.0
+LOOK_EVERY = 1.0
+
+
+class Kernel(Protocol):
+    """What is asked of DRBD on this node."""
+
+    def connect(self, name: str, *, discard_my_data: bool = False) -> None: ...
+    def disconnect(self, name: str, *, force: bool = False) -> None: ...
+    def primary(self, name: str, *, force: bool = False) -> None: ...
+    def secondary(self, name: str) -> None: ...
+    def progress(self) -> Mapping[int, Position]: ...
+
+
+class Kept(Protocol):
+    """What is kept beside the hard drives on this node."""
+
+    def make(self, disk: DiskRecord, progress: Callable[[int, int], None] | None = None) -> None: ...
+    def drop(self, disk: DiskRecord) -> None: ...
+    def path(self, disk: DiskRecord) -> Path: ...
+
+
+Ask = Callable[[str, str, dict[str, Any], float], msgspec.Raw]
+"""Calls an operation of SplitPeerApi on another node: node, operation, arguments, seconds."""
+
+
+class SplitBrain(SplitBrainApi):
+    """See the contract. *info* is what is known of both sides of a hard drive."""
+
+    def __init__(
+        self,
+        *,
+        store: Store,
+        journal: Journal,
+        locks: Locks,
+        node: str,
+        kernel: Kernel,
+        reader: Reader,
+        asides: Kept,
+        info: Callable[[DiskRecord], DrbdInfo | None],
+        errands: Errands,
+        ask: Ask,
+    ) -> None:
+        self._store = store
+        self._journal = journal
+        self._locks = locks
+        self._node = node
+        self._kernel = kernel
+        self._reader = reader
+        self._asides = asides
+        self._info = info
+        self._errands = errands
+        self._ask = ask
+        journal.register(DROP, self._drop_aside)
+        journal.register(DROP_THERE, self._drop_there)
+        journal.register(NOTE_DONE, self._note_done)
+        journal.register(DEMOTE, self._demote)
+
+    # --- showing ------------------------------------------------------------------------------------------------------
+
+    def show(self, name: str | None = None) -> tuple[SplitInfo, ...]:
+        """The hard drives that are split, or whose earlier data is kept."""
+        if name is not None:
+            self._machine(name)
+        disks = [disk for disk in self._disks() if name is None or disk.vm == name]
+        return tuple(info for disk in disks if (info := self._shown(disk)) is not None)
+
+    def _shown(self, disk: DiskRecord) -> SplitInfo | None:
+        info, undo = self._info(disk), self._store.get(SplitUndoRecord, disk.id)
+        if info is None or not (info.split_brain or undo):
+            return None
+        sides = tuple(
+            SplitSide(
+                node=leg.node,
+                connection=leg.state.connection if leg.state is not None else "Unknown",
+                written=self._written(disk, leg.node) if leg.age is None and info.split_brain else None,
+                primary=leg.state is not None and leg.state.role == "Primary",
+                age=leg.age,
+            )
+            for leg in info.legs
+        )
+        kept = SplitUndo(node=undo.node, kept=undo.kept, made=undo.made, by=undo.by) if undo is not None else None
+        return SplitInfo(disk=disk.id, vm=disk.vm, slot=disk.slot, split=info.split_brain, sides=sides, undo=kept)
+
+    def _written(self, disk: DiskRecord, node: str) -> int | None:
+        """What a side has written alone, which no event tells."""
+        if node == self._node:
+            return written(self._kernel, disk)
+        try:
+            return msgspec.json.decode(self._ask(node, "written", {"disk": disk.id}, WRITTEN_WITHIN), type=int | None)
+        except McvirtError:
+            return None
+
+    # --- for all disks of a machine -----------------------------------------------------------------------------------
+
+    def resolve(self, name: str, keep: str, disk: int | None = None) -> tuple[SplitInfo, ...]:
+        """Go on with the data of the node *keep*."""
+        split = [each for each in self._of(name, disk) if self._is_split(each)]
+        if not split:
+            raise Conflict(text=f"No hard drive of virtual machine '{name}' is split.")
+        for each in split:
+            if keep not in each.nodes:
+                why = f"{named(each)} is on {' and '.join(each.nodes)}."
+                raise BadArgument(what=f"node '{names.printable(keep)}'", why=why)
+        for each in split:
+            self._have("give_way", each, next(node for node in each.nodes if node != keep))
+        return self.show(name)
+
+    def undo(self, name: str, disk: int | None = None) -> tuple[SplitInfo, ...]:
+        """Go on with the data that was set aside."""
+        for each, record in self._with_undo(name, disk):
+            self._have("take_back", each, record.node)
+        return self.show(name)
+
+    def forget(self, name: str, disk: int | None = None) -> tuple[SplitInfo, ...]:
+        """Delete the data that was set aside."""
+        for each, record in self._with_undo(name, disk):
+            self._have("drop", each, record.node)
+        return self.show(name)
+
+    def _have(self, operation: str, disk: DiskRecord, node: str) -> None:
+        if node == self._node:
+            getattr(self, operation)(disk.id, node)
+            return
+        with step(f"Hard drive {disk.id} on node {node}"):
+            arguments = {"disk": disk.id, "node": node}
+            self._errands.run(node, f"split_brain.{operation}", arguments, lambda info: None)  # noqa: ARG005
+
+    # --- one disk, on the node that gives way -------------------------------------------------------------------------
+
+    def give_way(self, disk: str, node: str) -> None:
+        """Set the data of this node aside, and take that of the other."""
+        record = self._disk(disk, node)
+        with self._locks.hold(f"disk:{disk}"):
+            state = self._check_give_way(record)
+            other = self._other(record)
+            with self._journal.transaction() as tx:
+                tx.undo(DROP, disk=disk)
+                self._make_aside(record)
+                by = current_caller().user or "root"
+                kept = SplitUndoRecord(disk=disk, node=self._node, kept=other, made=datetime.now(UTC), by=by)
+                with tx.commit() as change:
+                    change.put(kept)
+            due = self._journal.add(0, "redo", NOTE_DONE, {"disk": disk})
+            self._discard(record, state, other)
+            with self._store.change() as change:
+                change.edit(SplitUndoRecord, disk, done=True)
+                change.execute("DELETE FROM journal WHERE seq = ?", (due,))
+
+    def _check_give_way(self, disk: DiskRecord) -> ResourceState:
+        state, info = known_state(self._reader, disk), self._info(disk)
+        undo = self._store.get(SplitUndoRecord, disk.id)
+        other = next((leg for leg in info.legs if leg.node != self._node), None) if info is not None else None
+        why = ""
+        if state.connected or not (state.split_brain or self._is_split(disk)):
+            why = "it is not split."
+        elif state.role == "Primary":
+            why = (
+                f"its machine runs on node '{self._node}', whose data would be discarded. Keep that node, or stop the "
+                "machine first."
+            )
+        elif other is None or other.state is None or other.age is not None:
+            why = f"node '{self._other(disk)}' does not answer, and it has the data that is to be kept."
+        elif undo is not None and undo.done:
+            why = (
+                f"data of an earlier split is kept on node '{undo.node}' since {undo.made:%Y-%m-%d %H:%M} UTC. `mcvirt "
+                f"drbd split-brain forget {disk.vm}` deletes it."
+            )
+        if why:
+            raise Conflict(text=f"The split of {named(disk)} can't be resolved: {why}")
+        return state
+
+    def _discard(self, disk: DiskRecord, state: ResourceState, other: str) -> None:
+        name = state.name
+        if state.connection != "StandAlone":
+            self._kernel.disconnect(name)
+            self._reader.wait(name, lambda now: now is not None and now.connection == "StandAlone", CUT_WITHIN)
+        current_task().check()
+        self._kernel.connect(name, discard_my_data=True)
+        try:
+            self._ask(other, "meet", {"disk": disk.id}, CUT_WITHIN)
+        except BaseException:
+            # It must not stay ready to discard for whenever the other side happens to come.
+            self._kernel.disconnect(name)
+            raise
+        with step(f"Copying hard drive {disk.id} from {other}", total=disk.size, unit="B") as progress:
+            moved, behind = time.monotonic(), -1
+            while True:
+                with suppress(DeadlinePassed):
+                    self._reader.wait(name, _equal, LOOK_EVERY)
+                    return
+                if current_task().cancelled.is_set():
+                    raise ResyncGoesOn(by="")
+                now = self._reader.state(name)
+                position = self._kernel.progress().get(state.minor or 0)
+                left = position.out_of_sync if position is not None else 0
+                if now is not None and now.copying:
+                    progress.at(max(0, disk.size - left))
+                    if left != behind:
+                        moved, behind = time.monotonic(), left
+                within = MEET_WITHIN if behind < 0 else STALLED_AFTER
+                if time.monotonic() - moved > within:
+                    raise DeadlinePassed(
+                        what=f"The resync of {named(disk)}", seconds=f"{within:.0f}", why=describe(now)
+                    )
+
+    # --- taking back --------------------------------------------------------------------------------------------------
+
+    def take_back(self, disk: str, node: str) -> None:
+        """Go on with the data that was set aside on this node."""
+        record = self._disk(disk, node)
+        with self._locks.hold(f"disk:{disk}"):
+            undo = self._check_take_back(record)
+            other = self._other(record)
+            if not undo.taking:
+                with self._journal.transaction() as tx:
+                    tx.undo(DROP_THERE, disk=disk, node=other)
+                    self._have("set_aside", record, other)
+                    with tx.commit() as change:
+                        change.edit(SplitUndoRecord, disk, taking=True)
+            self._write_back(record)
+            by = current_caller().user or "root"
+            with self._store.change() as change:
+                change.put(
+                    SplitUndoRecord(disk=disk, node=other, kept=self._node, made=datetime.now(UTC), by=by, done=True)
+                )
+            self._asides.drop(record)
+
+    def set_aside(self, disk: str, node: str) -> None:
+        """Keep a copy of what this node has of a hard drive that nobody uses."""
+        record = self._disk(disk, node)
+        with self._locks.hold(f"disk:{disk}"):
+            undo = self._store.get(SplitUndoRecord, disk)
+            if undo is not None and undo.node == self._node:
+                raise Conflict(text=f"What was set aside of {named(record)} on this node is still wanted.")
+            self._check_unused(record)
+            self._make_aside(record)
+
+    def _make_aside(self, disk: DiskRecord) -> None:
+        name = f"Setting aside what node {self._node} has of hard drive {disk.id}"
+        with step(name, total=disk.size, unit="B") as progress:
+            self._asides.make(disk, lambda done, total: progress.at(done))  # noqa: ARG005
+
+    def _check_take_back(self, disk: DiskRecord) -> SplitUndoRecord:
+        undo = self._store.get(SplitUndoRecord, disk.id)
+        if undo is None or undo.node != self._node:
+            raise NotFound(kind="data that was set aside for hard drive", name=disk.id)
+        self._check_unused(disk)
+        return undo
+
+    def _check_unused(self, disk: DiskRecord) -> None:
+        state, why = known_state(self._reader, disk), ""
+        if "Primary" in (state.role, state.peer_role):
+            why = "its machine runs. Stop it first."
+        elif not _equal(state):
+            why = describe(state)
+        if why:
+            raise Conflict(text=f"The earlier data of {named(disk)} can't be taken back: {why}")
+
+    def _write_back(self, disk: DiskRecord) -> None:
+        """Through DRBD, so that the other side gets it at the same time."""
+        name, minor = resource_name(disk.id), disk.replica.minor if disk.replica is not None else 0
+        with self._journal.transaction() as tx:
+            tx.undo(DEMOTE, resource=name)
+            self._kernel.primary(name)
+            with step(f"Taking back hard drive {disk.id}", total=disk.size, unit="B") as progress:
+                content.restore(
+                    self._asides.path(disk),
+                    Path(f"/dev/drbd{minor}"),
+                    progress=lambda done, total: progress.at(done),  # noqa: ARG005
+                )
+            self._kernel.secondary(name)
+            tx.keep()
+
+    def drop(self, disk: str, node: str) -> None:
+        """Delete the data that was set aside on this node."""
+        record = self._disk(disk, node)
+        with self._locks.hold(f"disk:{disk}"):
+            undo = self._store.get(SplitUndoRecord, disk)
+            if undo is None or undo.node != self._node:
+                raise NotFound(kind="data that was set aside for hard drive", name=disk)
+            if undo.taking:
+                raise Conflict(text=f"{named(record)} is being taken back, and not all of it is there yet: undo first.")
+            with step(f"Deleting what was set aside of hard drive {disk}"):
+                self._asides.drop(record)
+            with self._store.change() as change:
+                change.delete(SplitUndoRecord, disk)
+
+    # --- after a failure or a crash -----------------------------------------------------------------------------------
+
+    def _drop_aside(self, disk: str) -> None:
+        record = self._store.get(DiskRecord, disk)
+        undo = self._store.get(SplitUndoRecord, disk)
+        if record is not None and (undo is None or undo.node != self._node):
+            self._asides.drop(record)
+
+    def _drop_there(self, disk: str, node: str) -> None:
+        undo = self._store.get(SplitUndoRecord, disk)
+        if self._store.get(DiskRecord, disk) is not None and undo is not None and not undo.taking and undo.node != node:
+            self._ask(node, "drop_aside", {"disk": disk}, ASIDE_WITHIN)
+
+    def _note_done(self, disk: str) -> None:
+        record, undo = self._store.get(DiskRecord, disk), self._store.get(SplitUndoRecord, disk)
+        if record is None or undo is None or undo.done or self._is_split(record):
+            return
+        if not _equal(self._reader.state(resource_name(disk))):
+            raise Conflict(text=f"{named(record)} is still being copied.")
+        with self._store.change() as change:
+            change.edit(SplitUndoRecord, disk, done=True)
+
+    def _demote(self, resource: str) -> None:
+        state = self._reader.state(resource)
+        if state is not None and state.role == "Primary" and not state.open:
+            self._kernel.secondary(resource)
+
+    # --- parts --------------------------------------------------------------------------------------------------------
+
+    def _is_split(self, disk: DiskRecord) -> bool:
+        info = self._info(disk)
+        return info is not None and info.split_brain
+
+    def _other(self, disk: DiskRecord) -> str:
+        return next((node for node in disk.nodes if node != self._node), "")
+
+    def _machine(self, name: str) -> None:
+        if self._store.get(VmRecord, name) is None:
+            raise VmNotFound(name=names.printable(name))
+
+    def _disks(self) -> Sequence[DiskRecord]:
+        disks = [disk for disk in self._store.all(DiskRecord).values() if disk.replica is not None]
+        return sorted(disks, key=lambda disk: (disk.vm or "", disk.slot or 0, disk.id))
+
+    def _of(self, name: str, slot: int | None) -> list[DiskRecord]:
+        self._machine(name)
+        found = [disk for disk in self._disks() if disk.vm == name and slot in (None, disk.slot)]
+        if slot is not None and not found:
+            raise NotFound(kind="replicated disk", name=str(slot), hint=f" `mcvirt info {name}` shows all.")
+        return found
+
+    def _with_undo(self, name: str, slot: int | None) -> list[tuple[DiskRecord, SplitUndoRecord]]:
+        disks = self._of(name, slot)
+        found = [(disk, undo) for disk in disks if (undo := self._store.get(SplitUndoRecord, disk.id)) is not None]
+        if not found:
+            raise Conflict(text=f"Nothing was set aside of the hard drives of virtual machine '{name}'.")
+        return found
+
+    def _disk(self, disk: str, node: str) -> DiskRecord:
+        record = self._store.get(DiskRecord, names.object_id(disk, "hd", "hard drive"))
+        if record is None or record.replica is None:
+            raise NotFound(kind="replicated hard drive", name=disk, hint=" `mcvirt drbd list` shows all of them.")
+        if self._node != node or node not in record.nodes:
+            raise BadArgument(what=f"node '{names.printable(node)}'", why=f"{named(record)} is not on it.")
+        return record
+
+
+def _equal(state: ResourceState | None) -> bool:
+    return state is not None and state.both_good and state.replication == "Established" and not state.out_of_sync
+
+
+def written(kernel: Kernel, disk: DiskRecord) -> int | None:
+    """How many bytes of the hard drive this side has written without the other; None where the kernel says nothing."""
+    position = kernel.progress().get(disk.replica.minor) if disk.replica is not None else None
+    return None if position is None else position.out_of_sync
+
+
+class SplitPeer(SplitPeerApi):
+    """What the node that gives way asks of this one: see SplitPeerApi."""
+
+    def __init__(self, *, store: Store, node: str, kernel: Kernel, reader: Reader, asides: Kept) -> None:
+        self._store = store
+        self._node = node
+        self._kernel = kernel
+        self._reader = reader
+        self._asides = asides
+
+    def meet(self, disk: str) -> None:
+        """Look for the other side of the hard drive again."""
+        state = self._reader.state(resource_name(self._disk(disk).id))
+        if state is None:
+            raise Conflict(text=f"Hard drive {disk} is not set up on node '{self._node}'.")
+        if state.connection == "StandAlone":
+            self._kernel.connect(state.name)
+
+    def written(self, disk: str) -> int | None:
+        """How many bytes this side has written without the other."""
+        return written(self._kernel, self._disk(disk))
+
+    def drop_aside(self, disk: str) -> None:
+        """Delete that copy."""
+        self._asides.drop(self._disk(disk))
+
+    def _disk(self, disk: str) -> DiskRecord:
+        record = self._store.get(DiskRecord, names.object_id(disk, "hd", "hard drive"))
+        if record is None or record.replica is None or self._node not in record.nodes:
+            raise NotFound(kind="replicated hard drive", name=names.printable(disk))
+        return record

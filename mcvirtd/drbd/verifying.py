@@ -1,0 +1,149 @@
+"""Verifying hard drives: one of this node, and many on all nodes, some at the same time."""
+
+from __future__ import annotations
+
+import contextvars
+import threading
+from collections.abc import Callable, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from typing import Protocol
+
+from mcvirt.errors import Conflict, DrbdUnavailable, McvirtError
+from mcvirt.types.drbd import ResourceState
+from mcvirt.types.verification import Verification
+from mcvirtd.drbd.comparing import Comparison, Kernel
+from mcvirtd.drbd.config import resource_name
+from mcvirtd.drbd.reader import Reader, describe
+from mcvirtd.drbd.verifications import Verifications, shown
+from mcvirtd.state.records import DiskRecord
+from mcvirtd.tasks.locks import Locks
+from mcvirtd.tasks.task import Progress, current_task, step
+
+SCHEDULE = "schedule"
+LOOK_EVERY = 0.5
+ALIVE_WITHIN = 10.0
+
+
+class Throttle(Kernel, Protocol):
+    """DRBD on this node, which can be made slower."""
+
+    def limit_rate(self, name: str, rate: int) -> None:
+        """Compare and copy at most *rate* bytes a second, until ``adjust``."""
+
+    def adjust(self, name: str) -> None:
+        """Be as the files say."""
+
+
+def known_state(reader: Reader, disk: DiskRecord) -> ResourceState:
+    """What the kernel of this node says of the hard drive; Conflict where it says nothing."""
+    if not reader.wait_alive(ALIVE_WITHIN):
+        raise DrbdUnavailable(reason="its events can't be read now; the log of mcvirtd says why.")
+    state = reader.state(resource_name(disk.id))
+    if state is None:
+        raise Conflict(text=f"{named(disk)} is not set up on this node: DRBD's kernel module does not know it.")
+    return state
+
+
+def named(disk: DiskRecord) -> str:
+    """The hard drive, for a sentence."""
+    return f"Hard drive {disk.id} (disk {disk.slot} of '{disk.vm}')" if disk.vm else f"Hard drive {disk.id}"
+
+
+def check_verifiable(disk: DiskRecord, state: ResourceState) -> None:
+    """Raise Conflict, with the reason, if the two sides can't be compared now."""
+    why = ""
+    if state.checking:
+        why = f"it is being verified already ({state.done or 0:.0f}% are done)."
+    elif state.copying:
+        why = "its two sides are being made equal just now; wait until that is done."
+    elif not state.connected:
+        why = f"its two sides are not connected ({state.connection}"
+        why += ", and they have split: `mcvirt drbd split-brain show`)." if state.split_brain else ")."
+    elif not state.both_good:
+        why = f"not both sides have good data: {describe(state)}"
+    if why:
+        raise Conflict(text=f"{named(disk)} can't be verified: {why}")
+
+
+class Verifier:
+    """Verifies hard drives whose replica is on this node."""
+
+    def __init__(
+        self,
+        *,
+        kernel: Throttle,
+        reader: Reader,
+        verifications: Verifications,
+        locks: Locks,
+        comparison: Comparison | None = None,
+    ) -> None:
+        self._kernel = kernel
+        self._reader = reader
+        self._verifications = verifications
+        self._locks = locks
+        self._comparison = comparison or Comparison(kernel, reader)
+
+    def verify(self, disk: DiskRecord, by: str, rate: int, report: Callable[[int], None]) -> Verification:
+        """Verify *disk* and record how that ended; what keeps it from being begun is raised, and recorded nowhere."""
+        check_verifiable(disk, known_state(self._reader, disk))
+        with self._locks.hold(f"disk:{disk.id}"):
+            state = known_state(self._reader, disk)
+            check_verifiable(disk, state)
+            if rate:
+                self._kernel.limit_rate(state.name, rate)
+            try:
+                outcome, unfinished = None, self._verifications.begin(disk.id, by)
+                try:
+                    outcome = self._comparison.run(state, current_task(), report)
+                finally:
+                    if outcome is None:
+                        self._verifications.forget(unfinished)
+            finally:
+                if rate:
+                    self._kernel.adjust(state.name)
+            run = self._verifications.end(unfinished, outcome)
+        current_task().check()
+        return shown(disk, run)
+
+
+One = Callable[[DiskRecord, Callable[[int], None]], Verification]
+
+
+def verify_many(disks: Sequence[DiskRecord], one: One, at_once: int) -> dict[str, Verification | McvirtError]:
+    """Verify *disks*, by *one*, so many at once; the result, or why there is none, by the disk's ID.
+
+    Cancelling the task ends those that have begun, and lets no other begin.
+    """
+    if not disks:
+        return {}
+    name = f"Verifying hard drive {disks[0].id}" if len(disks) == 1 else f"Verifying {len(disks)} hard drives"
+    behind = {disk.id: 0 for disk in disks}
+    results: dict[str, Verification | McvirtError] = {}
+    ended = threading.Event()
+
+    def work(disk: DiskRecord) -> None:
+        if ended.is_set():
+            return
+        try:
+            results[disk.id] = one(disk, lambda done: behind.__setitem__(disk.id, done))
+        except McvirtError as error:
+            results[disk.id] = error
+        behind[disk.id] = disk.size
+
+    pool = ThreadPoolExecutor(max(1, at_once), thread_name_prefix="verify")
+    with step(name, total=sum(disk.size for disk in disks), unit="B") as progress, pool:
+        try:
+            futures = [pool.submit(contextvars.copy_context().run, work, disk) for disk in disks]
+            _until_done(futures, progress, behind)
+        finally:
+            ended.set()
+    return results
+
+
+def _until_done(futures: Sequence[Future[None]], progress: Progress, behind: dict[str, int]) -> None:
+    left = set(futures)
+    while left:
+        done, left = wait(left, LOOK_EVERY, FIRST_COMPLETED)
+        for future in done:
+            future.result()
+        progress.at(sum(behind.values()))

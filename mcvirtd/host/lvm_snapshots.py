@@ -1,0 +1,52 @@
+"""What a logical volume holds at a moment, kept in another one.
+
+In a thin pool that is a snapshot. Of a thick volume it is a copy: LVM's thick snapshots make each write to the volume
+slow, are worth nothing once they are full, and need a module that not every kernel has.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+from mcvirt.errors import DeadlinePassed, NoSpace, VolumeNotFound
+from mcvirt.units import format_size
+from mcvirtd.host import content, lvm
+from mcvirtd.host import lvm_commands as commands
+from mcvirtd.host.run import run
+
+WITHIN = 120.0
+
+
+def keep(group: str, name: str, origin: str, node: str, progress: Callable[[int, int], None] | None = None) -> None:
+    """Make *name* hold what *origin* holds, to which nobody writes meanwhile. What fails leaves nothing."""
+    found = lvm.volume(group, origin)
+    if found is None:
+        raise VolumeNotFound(name=origin, location=group)
+    if found.pool is not None:
+        try:
+            run(commands.thin_snapshot(group, name, origin), within=WITHIN)
+        except DeadlinePassed:
+            drop(group, name)
+            raise
+        return
+    if (free := lvm.volume_group(group).free) < found.size:
+        needed, there = format_size(found.size), format_size(free)
+        raise NoSpace(backend=group, node=node, free=there, needed=f"{needed} to keep what {origin} holds")
+    lvm.create_volume(group, name, found.size)
+    try:
+        # Past the page cache, which knows nothing of what DRBD has written below it.
+        content.restore(lvm.open_path(group, origin), lvm.open_path(group, name), progress=progress)
+    except BaseException:
+        drop(group, name)
+        raise
+
+
+def drop(group: str, name: str) -> None:
+    """Remove what was kept; fine if nothing was."""
+    lvm.remove_volume(group, name)
+
+
+def path(group: str, name: str) -> Path:
+    """The device of what was kept, which is there then."""
+    return lvm.open_path(group, name)

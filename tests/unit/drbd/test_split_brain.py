@@ -1,0 +1,302 @@
+"""Split brains: what is refused, what is set aside, and what a failure or a crash leaves."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+
+from mcvirt.errors import BadArgument, CommandFailed, Conflict, McvirtError, NodeUnreachable, NotFound
+from mcvirt.types.drbd import DrbdInfo, DrbdLeg, ResourceState
+from mcvirt.types.task import TaskInfo
+from mcvirtd.drbd import split_brain
+from mcvirtd.drbd.reader import Reader
+from mcvirtd.drbd.split_brain import SplitBrain
+from mcvirtd.drbd.status import Progress
+from mcvirtd.drbd.verifications import difference
+from mcvirtd.state.records import DiskRecord, SplitUndoRecord, VmRecord
+from mcvirtd.state.store import Store
+from mcvirtd.tasks.locks import Locks
+from mcvirtd.tasks.task import Task, working_for
+from mcvirtd.tasks.transaction import Journal
+from tests.unit.drbd.recorded import Kernel as Recorded
+from tests.unit.drbd.recorded import existing
+from tests.unit.drbd.test_verification import IDS, SIZE, disk_record
+
+DISK, NAME = IDS[0], f"mcvirt-{IDS[0]}"
+
+
+class Kernel(Recorded):
+    """Two sides in memory: this node's data are *mine*, and the other's come when it gives way."""
+
+    def primary(self, name: str, *, force: bool = False) -> None:
+        self._do("primary", name, " by force" if force else "")
+
+    def secondary(self, name: str) -> None:
+        self._do("secondary", name)
+
+    def progress(self) -> Mapping[int, Progress]:
+        return {1: Progress(out_of_sync=8192)}
+
+
+class Asides:
+    """Snapshots by name."""
+
+    def __init__(self) -> None:
+        self.kept: list[str] = []
+        self.failing: McvirtError | None = None
+
+    def make(self, disk: DiskRecord, progress: Callable[[int, int], None] | None = None) -> None:
+        if self.failing:
+            raise self.failing
+        self.kept = [disk.id]
+
+    def drop(self, disk: DiskRecord) -> None:
+        self.kept = [kept for kept in self.kept if kept != disk.id]
+
+    def path(self, disk: DiskRecord) -> Path:
+        return Path("/dev/vg0") / disk.volume
+
+
+class World:
+    def __init__(self, directory: Path) -> None:
+        self.store = Store(directory / "state.db")
+        self.journal = Journal(self.store)
+        self.kernel = Kernel()
+        self.reader = Reader(self.kernel.source)
+        self.asides = Asides()
+        self.asked: list[tuple[str, str]] = []
+        self.answers: dict[str, McvirtError] = {}
+        self.errands: list[tuple[str, str]] = []
+        self.other = ResourceState(name=NAME, connection="StandAlone", split_brain=True, out_of_sync=4096)
+        self.silent: int | None = None
+        self.service = SplitBrain(
+            store=self.store,
+            journal=self.journal,
+            locks=Locks(),
+            node="n2",
+            kernel=self.kernel,
+            reader=self.reader,
+            asides=self.asides,
+            info=self.info,
+            errands=self,
+            ask=self.ask,
+        )
+        with self.store.change() as change:
+            change.put(VmRecord(name="web1", id="vm-1", uuid="u", memory=1, cpu_count=1, nodes=("n1", "n2")))
+            change.put(disk_record(0))
+        self.kernel.say(*existing(NAME), "exists -")
+        self.reader.start()
+        assert self.reader.wait_alive(10)
+
+    def split(self) -> World:
+        self.kernel.say(
+            f"change connection name:{NAME} connection:StandAlone role:Unknown",
+            f"call helper name:{NAME} helper:split-brain",
+            f"change peer-device name:{NAME} volume:0 replication:Off peer-disk:DUnknown out-of-sync:8",
+        )
+        self.reader.wait(NAME, lambda state: state is not None and state.out_of_sync > 0, 10)
+        return self
+
+    def info(self, disk: DiskRecord) -> DrbdInfo:
+        legs = (
+            DrbdLeg(node="n1", state=self.other, age=self.silent),
+            DrbdLeg(node="n2", state=self.reader.state(NAME)),
+        )
+        return DrbdInfo(disk=disk.id, vm="web1", slot=1, resource=NAME, minor=1, port=7789, legs=legs)
+
+    def ask(self, node: str, operation: str, arguments: dict[str, Any], within: float) -> msgspec.Raw:
+        assert arguments == {"disk": DISK} and within > 0
+        self.asked.append((node, operation))
+        if operation in self.answers:
+            raise self.answers[operation]
+        if operation == "meet":
+            self.kernel.say(
+                f"change connection name:{NAME} connection:Connected role:Secondary",
+                f"change peer-device name:{NAME} volume:0 replication:SyncTarget peer-disk:UpToDate out-of-sync:12",
+                f"change peer-device name:{NAME} volume:0 replication:Established peer-disk:UpToDate out-of-sync:0",
+            )
+        return msgspec.Raw(b"4096" if operation == "written" else b"null")
+
+    def run(
+        self, node: str, operation: str, arguments: dict[str, Any], heard: Callable[[TaskInfo], None]
+    ) -> msgspec.Raw:
+        self.errands.append((node, operation))
+        return msgspec.Raw(b"null")
+
+    def undo(self) -> SplitUndoRecord | None:
+        return self.store.get(SplitUndoRecord, DISK)
+
+    def put_undo(self, **fields: Any) -> None:
+        act(lambda: self.service.give_way(DISK, "n2"))
+        with self.store.change() as change:
+            change.edit(SplitUndoRecord, DISK, **fields)
+
+
+@pytest.fixture
+def world(tmp_path: Path) -> Iterator[World]:
+    made = World(tmp_path)
+    yield made
+    made.reader.stop()
+    made.store.close()
+
+
+def act(call: Callable[[], object]) -> Task:
+    task = Task("split_brain.resolve", "web1", "alice", "n2")
+    with working_for(task):
+        call()
+    return task
+
+
+def error(call: Callable[[], object]) -> McvirtError:
+    with pytest.raises(McvirtError) as raised:
+        act(call)
+    return raised.value
+
+
+def test_a_split_shows_what_each_side_has_written(world: World) -> None:
+    (shown,) = world.split().service.show("web1")
+    assert shown.split and [(side.node, side.written) for side in shown.sides] == [("n1", 4096), ("n2", 8192)]
+    assert world.kernel.commands == []
+    world.answers["written"] = NodeUnreachable(node="n1", reason="it is off.")
+    assert [side.written for side in world.service.show()[0].sides] == [None, 8192]
+
+
+def test_the_side_that_gives_way_is_set_aside_first(world: World) -> None:
+    world.split()
+    act(lambda: world.service.resolve("web1", "n1"))
+    assert world.asides.kept == [DISK]
+    assert world.kernel.commands == [f"connect {NAME} discarding"]
+    assert ("n1", "meet") in world.asked
+    record = world.undo()
+    assert record is not None and (record.node, record.kept, record.done) == ("n2", "n1", True)
+    assert world.journal.due() == {}
+
+
+def test_the_other_node_gives_way_there(world: World) -> None:
+    world.split()
+    act(lambda: world.service.resolve("web1", "n2"))
+    assert world.errands == [("n1", "split_brain.give_way")] and world.kernel.commands == []
+
+
+def test_without_a_copy_nothing_is_discarded(world: World) -> None:
+    world.split().asides.failing = CommandFailed(program="lvcreate", status=5, output="no space.")
+    error(lambda: world.service.resolve("web1", "n1"))
+    assert world.kernel.commands == [] and world.undo() is None and world.journal.due() == {}
+
+
+def test_a_side_that_is_alone_does_not_stay_ready_to_discard(world: World) -> None:
+    world.split().answers["meet"] = NodeUnreachable(node="n1", reason="it is off.")
+    error(lambda: world.service.resolve("web1", "n1"))
+    assert world.kernel.commands == [f"connect {NAME} discarding", f"disconnect {NAME}"]
+    assert world.asides.kept == [DISK]
+
+
+@pytest.mark.parametrize("reason", ["running", "silent", "earlier"])
+def test_what_would_lose_data_is_refused(world: World, reason: str) -> None:
+    if reason == "earlier":
+        world.split()
+        world.put_undo(done=True)
+        world.kernel.commands.clear()
+    world.split()
+    if reason == "running":
+        world.kernel.say(f"change resource name:{NAME} role:Primary")
+        world.reader.wait(NAME, lambda state: state is not None and state.role == "Primary", 10)
+    if reason == "silent":
+        world.silent = 7
+    raised = error(lambda: world.service.resolve("web1", "n1"))
+    wanted = {"running": "whose data would be discarded", "silent": "does not answer", "earlier": "earlier split"}
+    assert isinstance(raised, Conflict) and wanted[reason] in str(raised)
+    assert world.kernel.commands == []
+
+
+def test_what_is_not_split_or_not_there_is_refused(world: World) -> None:
+    world.other = ResourceState(name=NAME, connection="Connected")
+    assert "No hard drive" in str(error(lambda: world.service.resolve("web1", "n1")))
+    assert isinstance(error(lambda: world.service.undo("web1")), Conflict)
+    assert isinstance(error(lambda: world.service.drop(DISK, "n2")), NotFound)
+    assert isinstance(error(lambda: world.service.give_way(DISK, "n1")), BadArgument)
+    world.split()
+    assert isinstance(error(lambda: world.service.resolve("web1", "n3")), BadArgument)
+
+
+def test_a_crash_while_it_copies_is_noted_when_it_is_done(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    world.split()
+    monkeypatch.setattr(world.service, "_discard", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+    task = Task("split_brain.give_way", DISK, "alice", "n2")
+    with working_for(task), pytest.raises(KeyboardInterrupt):
+        world.service.give_way(DISK, "n2")
+    world.other = ResourceState(name=NAME, connection="Connected")
+    world.kernel.say(
+        f"change connection name:{NAME} connection:Connected role:Secondary",
+        f"change peer-device name:{NAME} volume:0 replication:SyncTarget peer-disk:UpToDate out-of-sync:12",
+    )
+    world.reader.wait(NAME, lambda state: state is not None and state.copying, 10)
+    assert "still being copied" in world.journal.settle(task.id)[0]
+    world.kernel.say(f"change peer-device name:{NAME} volume:0 replication:Established out-of-sync:0")
+    world.reader.wait(NAME, lambda state: state is not None and not state.copying, 10)
+    assert world.journal.settle(task.id) == []
+    record = world.undo()
+    assert record is not None and record.done
+
+
+def test_taking_back_sets_the_present_aside_and_writes_through_drbd(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    restored: list[tuple[Path, Path]] = []
+    monkeypatch.setattr(
+        split_brain.content, "restore", lambda source, target, progress: restored.append((source, target))
+    )
+    world.split()
+    act(lambda: world.service.resolve("web1", "n1"))
+    world.other = ResourceState(name=NAME, connection="Connected")
+    world.kernel.commands.clear()
+    act(lambda: world.service.undo("web1"))
+    assert restored == [(world.asides.path(disk_record(0)), Path("/dev/drbd1"))]
+    assert world.kernel.commands == [f"primary {NAME}", f"secondary {NAME}"]
+    assert ("n1", "split_brain.set_aside") in world.errands and world.asides.kept == []
+    record = world.undo()
+    assert record is not None and (record.node, record.kept, record.done, record.taking) == ("n1", "n2", True, False)
+
+
+def test_half_taken_back_the_machine_is_not_started_and_the_rest_is_done_later(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(source: Path, target: Path, progress: object) -> None:
+        raise CommandFailed(program="copy", status=5, output="no.")
+
+    world.split()
+    act(lambda: world.service.resolve("web1", "n1"))
+    world.other = ResourceState(name=NAME, connection="Connected")
+    monkeypatch.setattr(split_brain.content, "restore", fail)
+    error(lambda: world.service.undo("web1"))
+    assert "not taken back to the end" in difference(world.store, disk_record(0))
+    assert "undo first" in str(error(lambda: world.service.forget("web1")))
+    monkeypatch.setattr(split_brain.content, "restore", lambda source, target, progress: None)
+    act(lambda: world.service.undo("web1"))
+    assert (
+        world.errands.count(("n1", "split_brain.set_aside")) == 1
+    )  # what is there now is a mixture, and nobody's past
+    assert difference(world.store, disk_record(0)) == ""
+
+
+def test_forgetting_deletes_the_copy(world: World) -> None:
+    world.split()
+    act(lambda: world.service.resolve("web1", "n1"))
+    act(lambda: world.service.forget("web1"))
+    assert world.asides.kept == [] and world.undo() is None
+
+
+def test_restoring_writes_what_differs(tmp_path: Path) -> None:
+    source, target = tmp_path / "source", tmp_path / "target"
+    data = bytearray(SIZE)
+    target.write_bytes(data)
+    data[5 * 65536] = 1
+    data[-1] = 1
+    source.write_bytes(data)
+    told: list[int] = []
+    assert split_brain.content.restore(source, target, progress=lambda done, total: told.append(done)) == 2 * 65536
+    assert target.read_bytes() == data and told[-1] == SIZE
