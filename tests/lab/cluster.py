@@ -12,6 +12,14 @@ from tests.lab.node import Node
 
 JOINED = "joined"
 
+_DIGEST = """
+import hashlib, sqlite3
+state = sqlite3.connect("file:/var/lib/mcvirt/state.db?mode=ro", uri=True)
+records = state.execute("SELECT kind, key, data FROM record ORDER BY kind, key").fetchall()
+revision = state.execute("SELECT value FROM meta WHERE name = 'revision'").fetchone()
+print(hashlib.sha256(repr((revision, records)).encode()).hexdigest())
+"""
+
 
 class Cluster:
     """The nodes of a lab as one cluster: ``cluster[1].mcvirt("list")``. node1 leads it at first."""
@@ -68,6 +76,12 @@ class Cluster:
     def leader(self, asked: int = 1) -> str:
         """Who leads, for a node that knows."""
         return next(name for name, row in self.info(asked).items() if row["leader"])
+
+    def digests(self) -> int:
+        """How many different configurations the nodes have on their disks."""
+        found: set[str] = set()
+        self.lab.each(lambda node: found.add(node.python(_DIGEST)))
+        return len(found)
 
     def wait_status(self, asked: int, name: str, status: str, *, within: float = 30.0) -> None:
         """Return when the node asked says `Connected`, `Unreachable`, ... of another one."""

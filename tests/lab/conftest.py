@@ -51,6 +51,7 @@ class _Labs:
                 self._cluster = Cluster.join(lab)
         else:
             with self._or_none():
+                self._cluster.lab.shrink(2)
                 self._cluster.revert()
         return self._cluster
 
@@ -98,14 +99,11 @@ def cluster(labs: _Labs) -> Cluster:
 
 
 @pytest.fixture
-def cluster3(labs: _Labs) -> Iterator[Cluster]:
+def cluster3(labs: _Labs) -> Cluster:
     """Three nodes that have been joined."""
     cluster = labs.joined()
-    try:
-        cluster.grow()
-        yield cluster
-    finally:
-        cluster.lab.shrink(2)
+    cluster.grow()
+    return cluster
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -6,6 +6,7 @@ takes minutes.
 
 from __future__ import annotations
 
+import re
 import shutil
 import sys
 import threading
@@ -38,6 +39,8 @@ WHEELS_FOR = tuple(ROOT / name for name in ("pyproject.toml", "setup.py"))
 """What says which wheels it needs."""
 IN_THE_NODE = "opt/mcvirt"
 """Below it are `source` and `wheels`, as an operator has put them there."""
+_OFFLINE = re.compile(r"NewConnectionError|NameResolutionError|Temporary failure in name resolution|ProxyError")
+"""What pip says when it has no network."""
 # Where the host's programs come from, for those who have not all of them.
 _PROGRAMS = {
     "mmdebstrap": "mmdebstrap",
@@ -97,7 +100,12 @@ class _InBackground:
 
 def _wheels() -> Path:
     def build(place: Path) -> None:
-        run(["make", "-C", ROOT, "--no-print-directory", "wheels", f"WHEELS={place}"], within=900)
+        try:
+            run(["make", "-C", ROOT, "--no-print-directory", "wheels", f"WHEELS={place}"], within=900)
+        except LabFailed as error:
+            if _OFFLINE.search(str(error)):
+                raise CannotRun(f"the lab needs Python packages from the network: {error}") from error
+            raise
 
     return cache.made("wheels", cache.digest(sys.version_info[:2], cache.content(ROOT, WHEELS_FOR)), build)
 

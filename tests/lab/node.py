@@ -211,6 +211,16 @@ class Node:
         """Let everything that it sends to the cluster wait for so long."""
         self.succeed(f"modprobe sch_netem; tc qdisc replace dev eth1 root netem delay {milliseconds}ms")
 
+    def kill(self, unit: str = "mcvirtd") -> None:
+        """Kill a daemon (SIGKILL), and not what it has started."""
+        self.succeed(f"systemctl kill --kill-who=main --signal=KILL {unit}")
+
+    def wait_restarted(self, times: int, unit: str = "mcvirtd", *, within: float = 30.0) -> None:
+        """Return when systemd has restarted a daemon so often, and it is ready."""
+        self.wait_until(
+            f"test $(systemctl show -P NRestarts {unit}) = {times} && systemctl is-active {unit}", within=within
+        )
+
     def freeze(self, unit: str = "mcvirtd") -> None:
         """Let a daemon stop in its tracks: it keeps its connections, and answers nothing."""
         self.succeed(f"systemctl kill --kill-who=main --signal=STOP {unit}")

@@ -13,7 +13,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from tests.lab import cache
-from tests.lab.cache import HERE, run
+from tests.lab.cache import HERE, CannotRun, LabFailed, run
 
 SUITE = "bookworm"
 RECIPE = HERE / "image"
@@ -34,14 +34,15 @@ def words(name: str) -> list[str]:
 def _build(place: Path) -> None:
     root = place / "root"
     unwanted = [f"--dpkgopt=path-exclude=/usr/share/{name}/*" for name in ("doc", "man", "locale", "info", "lintian")]
-    run(
-        [
-            *("mmdebstrap", "--mode=root", "--variant=minbase", "--format=directory"),
-            *('--aptopt=Apt::Install-Recommends "0"', "--include=" + ",".join(words("packages")), *unwanted),
-            *(SUITE, root),
-        ],
-        within=1800,
-    )
+    command = [
+        *("mmdebstrap", "--mode=root", "--variant=minbase", "--format=directory"),
+        *('--aptopt=Apt::Install-Recommends "0"', "--include=" + ",".join(words("packages")), *unwanted),
+        *(SUITE, root),
+    ]
+    try:
+        run(command, within=1800)
+    except LabFailed as error:
+        raise CannotRun(f"the lab needs Debian packages from the network, and mmdebstrap fails: {error}") from error
     for file in sorted(path for path in (RECIPE / "root").rglob("*") if path.is_file()):
         target = root / file.relative_to(RECIPE / "root")
         target.parent.mkdir(parents=True, exist_ok=True)

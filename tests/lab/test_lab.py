@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -10,7 +11,6 @@ from pathlib import Path
 
 import pytest
 
-from tests.lab import lab as labs
 from tests.lab.cache import ROOT, LabFailed
 from tests.lab.ground import Ground, sweep
 from tests.lab.machine import Machine
@@ -51,39 +51,40 @@ def test_a_broken_daemon_fails_a_test_with_its_journal(node: Node) -> None:
     assert "systemd" in whole.read_text()
 
 
-def test_two_labs_at_once(node: Node) -> None:
-    with labs.Lab(1) as other:
-        node.succeed("touch /root/mine")
-        other[1].fail("test -e /root/mine")
-        assert other[1].succeed("cat /var/lib/mcvirt/node.json") != node.succeed("cat /var/lib/mcvirt/node.json")
-        directory = other.directory
-        assert processes(directory)
-    assert not directory.exists()
-    assert processes(directory) == []
-    node.mcvirt("list")
-
-
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL], ids=lambda number: number.name)
-def test_nothing_is_left_of_an_interrupted_run(node: Node, number: signal.Signals, tmp_path: Path) -> None:
+def test_two_runs_at_once_of_which_nothing_is_left_when_they_are_interrupted(node: Node, tmp_path: Path) -> None:
     code = (
         "import signal, sys; from pathlib import Path; from tests.lab.lab import Lab\n"
         # A shell starts what is in its background with Ctrl-C ignored.
         "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
-        "with Lab(1, directory=Path(sys.argv[1])):\n    print('up', flush=True); sys.stdin.read()\n"
+        "with Lab(1, directory=Path(sys.argv[1])) as lab:\n"
+        "    print(lab[1].succeed('sha256sum < /var/lib/mcvirt/node.json'), flush=True); sys.stdin.read()\n"
     )
-    directory = tmp_path / "run"
-    with subprocess.Popen(
-        [sys.executable, "-c", code, str(directory)],
-        cwd=ROOT,
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
-    ) as run:
-        assert run.stdout is not None and run.stdout.readline() == b"up\n"
-        assert len([words for words in processes(directory) if "qemu-system" in words]) >= 1
-        run.send_signal(number)
-        run.wait(60)
-    node.wait_until(lambda: not processes(directory) and not directory.exists(), within=15, what="nothing left")
+    directories = {number: tmp_path / number.name for number in (signal.SIGINT, signal.SIGKILL)}
+    with contextlib.ExitStack() as stack:
+        runs = {
+            number: stack.enter_context(
+                subprocess.Popen(
+                    [sys.executable, "-c", code, str(directory)],
+                    cwd=ROOT,
+                    stdin=subprocess.PIPE,
+                    stdout=subprocess.PIPE,
+                    stderr=subprocess.DEVNULL,
+                )
+            )
+            for number, directory in directories.items()
+        }
+        identities = {node.succeed("sha256sum < /var/lib/mcvirt/node.json").strip().encode()}
+        for run in runs.values():
+            assert run.stdout is not None
+            identities.add(run.stdout.readline().strip())
+        assert len(identities) == 3 and b"" not in identities
+        for number, run in runs.items():
+            assert [words for words in processes(directories[number]) if "qemu-system" in words]
+            run.send_signal(number)
+            run.wait(60)
+    for directory in directories.values():
+        node.wait_until(lambda at=directory: not processes(at) and not at.exists(), within=15, what="nothing left")
+    node.mcvirt("list")
 
 
 def test_what_a_killed_ground_leaves_is_swept(tmp_path: Path) -> None:

@@ -8,7 +8,12 @@ import time
 from tests.lab.lab import Lab
 
 
-def test_each_is_somebody(lab: Lab) -> None:
+def test_each_is_somebody_and_renewed_somebody_else(lab: Lab) -> None:
+    def who() -> list[str]:
+        return [
+            node.succeed("cat /var/lib/mcvirt/node.json; head -c 16 /dev/urandom | sha256sum") for node in lab.nodes
+        ]
+
     first, second = lab.nodes
     for what in (
         *("hostname", "cat /etc/machine-id", "virsh capabilities | grep -m1 '<uuid>'", "cat /var/lib/mcvirt/node.json"),
@@ -19,19 +24,12 @@ def test_each_is_somebody(lab: Lab) -> None:
         assert abs(float(node.succeed("date +%s.%N")) - time.time()) < 10
         assert json.loads(node.succeed("cat /var/lib/mcvirt/node.json"))["name"] == node.name
 
-
-def test_a_renewed_node_is_somebody_else(lab: Lab) -> None:
-    def who() -> list[str]:
-        return [
-            node.succeed("cat /var/lib/mcvirt/node.json; head -c 16 /dev/urandom | sha256sum") for node in lab.nodes
-        ]
-
-    lab[1].succeed("touch /root/there && lvcreate -qq -y -L 4M -n there vg0")
+    first.succeed("touch /root/there && lvcreate -qq -y -L 4M -n there vg0")
     before = who()
     lab.renew()
     assert not set(before) & set(who())
-    lab[1].fail("test -e /root/there")
-    assert lab[1].lvs() == {}
+    first.fail("test -e /root/there")
+    assert first.lvs() == {}
 
 
 def test_network_is_cut_healed_and_slow(lab: Lab) -> None:
@@ -66,8 +64,14 @@ def test_states_between(lab: Lab) -> None:
     lab.save("here")
     first.succeed("echo after > /root/file")
     second.cut()
+    first.power_off()
     lab.revert("here")
     assert first.succeed("cat /root/file") == "before\n"
     second.wait_until("ping -c 1 -W 1 node1")
     assert abs(float(first.succeed("date +%s")) - time.time()) < 10
     first.mcvirt("list")
+    # Also one that had been booted anew.
+    first.boot()
+    first.succeed("echo booted > /root/file")
+    lab.revert("here")
+    assert first.succeed("cat /root/file") == "before\n"
