@@ -13,10 +13,15 @@ from tests.lab.node import Node
 JOINED = "joined"
 
 _DIGEST = """
-import hashlib, sqlite3
-state = sqlite3.connect("file:/var/lib/mcvirt/state.db?mode=ro", uri=True)
+import hashlib, pathlib, shutil, sqlite3, tempfile
+# mcvirtd keeps its own locked.
+copy = pathlib.Path(tempfile.mkdtemp())
+for name in ("state.db", "state.db-wal"):
+    shutil.copy("/var/lib/mcvirt/" + name, copy)
+state = sqlite3.connect(copy / "state.db")
 records = state.execute("SELECT kind, key, data FROM record ORDER BY kind, key").fetchall()
 revision = state.execute("SELECT value FROM meta WHERE name = 'revision'").fetchone()
+shutil.rmtree(copy)
 print(hashlib.sha256(repr((revision, records)).encode()).hexdigest())
 """
 
@@ -32,7 +37,7 @@ class Cluster:
         """Make one cluster of fresh nodes, and remember that state, for ``revert``."""
         begun = time.monotonic()
         cluster = cls(lab)
-        lab.each(_set_address)
+        _set_address(lab[1])
         for node in cluster.nodes[1:]:
             cluster.add(node)
         cluster.wait_together()
@@ -56,13 +61,13 @@ class Cluster:
     def grow(self) -> Node:
         """Start one more node and take it in."""
         node = self.lab.grow()
-        _set_address(node)
         self.add(node)
         self.wait_together()
         return node
 
     def add(self, node: Node, *, by: int = 1) -> None:
-        """Take in a blank node that has its address."""
+        """Take in a blank node."""
+        _set_address(node)
         string = node.mcvirt("cluster", "get-connect-string").encode()
         said = self[by].run("mcvirt cluster add-node --connect-string -", input=string)
         assert said.returncode == 0, f"{self[by].name} does not take {node.name} in: {said.stdout}{said.stderr}"
