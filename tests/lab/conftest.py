@@ -3,24 +3,39 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from tests.lab import cache
+from tests.lab.alongside import Alongside
 from tests.lab.cache import HERE, ROOT, CannotRun
 from tests.lab.cluster import Cluster
 from tests.lab.lab import Lab
-from tests.lab.node import Node, save_journal
+from tests.lab.node import PATIENCE, Node, save_journal
 
+ALONGSIDE_WITHIN = 300.0 * PATIENCE
+_STORIES = pytest.StashKey[dict[Path, Alongside]]()
 LOGS = ROOT / "build/lab"
 """The whole journals and consoles of the nodes of tests that failed, by the test's name."""
 
 
-_BY = ("node", "lab", "cluster", "cluster3")
+@contextlib.contextmanager
+def _or_skipped() -> Iterator[None]:
+    try:
+        yield
+    except CannotRun as reason:
+        if os.environ.get("MCVIRT_LAB_REQUIRED"):
+            raise
+        pytest.skip(str(reason))
+
+
+_BY = ("node", "lab", "cluster", "cluster3", "alongside_ended")
 
 
 class _Labs:
@@ -58,11 +73,8 @@ class _Labs:
     @contextlib.contextmanager
     def _or_none(self) -> Iterator[None]:
         try:
-            yield
-        except CannotRun as reason:
-            if os.environ.get("MCVIRT_LAB_REQUIRED"):
-                raise
-            pytest.skip(str(reason))
+            with _or_skipped():
+                yield
         except BaseException:
             self.close()
             raise
@@ -106,6 +118,17 @@ def cluster3(labs: _Labs) -> Cluster:
     return cluster
 
 
+@pytest.fixture
+def alongside_ended(request: pytest.FixtureRequest) -> Callable[[], None]:
+    """Waits for the module's `alongside_story`, which began when the first test did, and raises what it raised."""
+
+    def ended() -> None:
+        with _or_skipped():
+            request.session.stash[_STORIES][request.path].result(within=ALONGSIDE_WITHIN)
+
+    return ended
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Tests that want the same nodes follow each other: a cluster is joined once."""
 
@@ -131,6 +154,22 @@ def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) ->
     for name, found in nodes.items():
         report.sections.append((f"{name} (all of it in {directory.relative_to(ROOT)})", found.evidence()))
         save_journal(found, directory)
+
+
+def pytest_runtestloop(session: pytest.Session) -> None:
+    """Begin what goes on while other tests do."""
+    stories = session.stash.setdefault(_STORIES, {})
+    if session.config.option.collectonly:
+        return
+    for item in session.items:
+        if "alongside_ended" in getattr(item, "fixturenames", ()) and item.path not in stories:
+            story = item.module.alongside_story  # type: ignore[attr-defined]
+            stories[item.path] = Alongside(story, functools.partial(_evidence, LOGS / item.name))
+
+
+def _evidence(directory: Path, node: Node) -> str:
+    save_journal(node, directory)
+    return f"{node.name} (all of it in {directory.relative_to(ROOT)})\n{node.evidence()}"
 
 
 def pytest_terminal_summary(terminalreporter: Any) -> None:

@@ -18,15 +18,15 @@ from tests.lab.node import Node
 from tests.lab.system import cpio
 
 
-def processes(directory: Path) -> list[str]:
+def processes(directory: Path) -> dict[int, str]:
     """The command lines of processes that name *directory*, or live in it."""
-    found = []
+    found = {}
     for process in Path("/proc").iterdir():
         try:
             if process.name.isdigit() and int(process.name) != os.getpid():
                 words = (process / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
                 if str(directory) in words or (process / "cwd").readlink().is_relative_to(directory):
-                    found.append(words)
+                    found[int(process.name)] = words
         except (FileNotFoundError, ProcessLookupError, PermissionError):
             continue
     return found
@@ -79,7 +79,12 @@ def test_two_runs_at_once_of_which_nothing_is_left_when_they_are_interrupted(nod
             identities.add(run.stdout.readline().strip())
         assert len(identities) == 3 and b"" not in identities
         for number, run in runs.items():
-            assert [words for words in processes(directories[number]) if "qemu-system" in words]
+            machines = [pid for pid, words in processes(directories[number]).items() if "qemu-system" in words]
+            assert machines
+            # They take no port of this machine, and so none can be in use.
+            assert Path("/proc/self/ns/net").readlink() not in [
+                Path(f"/proc/{pid}/ns/net").readlink() for pid in machines
+            ]
             run.send_signal(number)
             run.wait(60)
     for directory in directories.values():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 
 from tests.lab.fs_diff import difference, files
 from tests.lab.image import IN_THE_NODE
@@ -21,7 +22,11 @@ def kept(differences: list[str]) -> list[str]:
     return [line for line in differences if not line[2:].startswith(OWN_LIFE)]
 
 
-def test_uninstalled_and_installed_again(node: Node) -> None:
+def test_uninstalled_and_installed_again(alongside_ended: Callable[[], None]) -> None:
+    alongside_ended()
+
+
+def alongside_story(node: Node) -> None:
     virgin = json.loads((node.machine.image / "files.json").read_text())
     settings = node.succeed("cat /etc/mcvirt/mcvirtd.toml")
     storage(node, "thick")
