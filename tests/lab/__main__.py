@@ -1,6 +1,7 @@
 """The lab for people: `make lab` starts it, and `make lab DO=...` does one thing with it.
 
 up [N]                  N fresh nodes (2), instead of those there were
+join                    make one cluster of them; `revert joined` comes back to there
 shell NODE [COMMAND]    a shell on a node, or one command; NODE is 1 or node1
 cut|heal NODE           unplug a node from the cluster's network, and plug it in
 power-off|boot NODE     let a node's power fail, and switch it on
@@ -18,6 +19,7 @@ import shlex
 import sys
 
 from tests.lab.cache import LabFailed
+from tests.lab.cluster import Cluster
 from tests.lab.ground import Ground
 from tests.lab.lab import RUNS, Lab
 from tests.lab.node import Node
@@ -73,6 +75,7 @@ def down() -> None:
 VERBS = {
     "up": up,
     "shell": shell,
+    "join": lambda: Cluster.join(_found()),
     "cut": lambda word: _node(word).cut(),
     "heal": lambda word: _node(word).heal(),
     "power-off": lambda word: _node(word).power_off(),

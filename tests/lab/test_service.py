@@ -71,7 +71,7 @@ def test_machines_outlive_the_daemon(node: Node) -> None:
     node.wait_for_guest(device, boots=1)
     before = node.unit("mcvirtd", "MainPID")
     # What is installed says 60 s.
-    node.put(b"[Service]\nWatchdogSec=10s\n", "/run/systemd/system/mcvirtd.service.d/hasty.conf")
+    node.put(b"[Service]\nWatchdogSec=15s\n", "/run/systemd/system/mcvirtd.service.d/hasty.conf")
     node.succeed("systemctl daemon-reload")
 
     node.kill()
