@@ -130,14 +130,18 @@ class Node:
         report = json.loads(self.succeed(f"lvs --reportformat json --units b --nosuffix -o {fields}"))
         return {f"{row['vg_name']}/{row['lv_name']}": row for row in report["report"][0]["lv"]}
 
-    def drbd(self, *resources: str) -> dict[str, dict[str, Any]]:
-        """What DRBD's kernel module says of its resources, by name: `drbdsetup status --json`."""
-        report = json.loads(self.succeed(shlex.join(["drbdsetup", "status", "--json", *resources])) or "[]")
-        return {row["name"]: row for row in report}
+    def drbd(self, *resource: str) -> dict[str, dict[str, dict[str, str]]]:
+        """What DRBD's kernel module has, by resource and kind: `drbd()["r"]["connection"]["connection"]`.
 
-    def drbd_events(self, *words: str) -> list[str]:
-        """All that DRBD's kernel module has, as `drbdsetup events2 --now` prints it."""
-        return self.succeed(shlex.join(["drbdsetup", "events2", "--now", "--statistics", *words])).splitlines()
+        The kinds are resource, connection, device and peer-device; a resource has one device here.
+        """
+        found: dict[str, dict[str, dict[str, str]]] = {}
+        for line in self.succeed(shlex.join(["drbdsetup", "events2", "--now", "--statistics", *resource])).splitlines():
+            _, kind, *fields = line.split()
+            if fields:
+                values = dict(field.split(":", 1) for field in fields if ":" in field)
+                found.setdefault(values["name"], {})[kind] = values
+        return found
 
     def unit(self, unit: str, name: str) -> str:
         """What systemd says of a unit."""

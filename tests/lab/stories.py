@@ -10,21 +10,21 @@ GROUP = "vg0"
 POOL = "pool"
 
 
-def storage(node: Node, kind: str, name: str = "store") -> None:
-    """Make a storage backend in the volume group of the node: `thick`, or `thin` in a pool of its own."""
-    words = ["storage", "create", name, "--type", "Lvm", "--vg", GROUP]
+def storage(node: Node, kind: str) -> None:
+    """Make the storage backend `store` in the volume group of the node: `thick`, or `thin` in a pool of its own."""
+    words = ["storage", "create", "store", "--type", "Lvm", "--vg", GROUP]
     if kind == "thin":
         node.succeed(f"lvcreate -qq -y -L 256M -T {GROUP}/{POOL}")
         words += ["--thin-pool", POOL]
     node.mcvirt(*words)
 
 
-def machine(node: Node, name: str, size: str = "16MiB", *, store: str = "store") -> str:
+def machine(node: Node, name: str, size: str = "16MiB") -> str:
     """Create a machine with the guest that counts on its disk, and return that disk's device."""
     before = set(node.lvs())
     node.mcvirt(
         *("create", name, "--memory", "32", "--cpu-count", "1", "--machine", "pc"),
-        *("--disk-size", size, "--storage-backend", store),
+        *("--disk-size", size, "--storage-backend", "store"),
     )
     made = set(node.lvs()) - before
     assert len(made) == 1, made
