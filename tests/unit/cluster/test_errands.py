@@ -1,0 +1,98 @@
+"""Another node's task, followed from here for the user who is worked for."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from typing import Any, cast
+
+import msgspec
+import pytest
+
+from mcvirt.errors import Conflict, NodeUnreachable, TaskCancelled
+from mcvirt.rpc.codec import Reply
+from mcvirt.types.task import TaskInfo, TaskNews, TaskState
+from mcvirtd.auth.caller import Caller, called_by
+from mcvirtd.cluster.errands import Errands
+from mcvirtd.cluster.peers import Peers
+from mcvirtd.tasks.task import Task, working_for
+
+ALICE = Caller(user="alice", address="192.0.2.7")
+
+
+class OtherNode:
+    """Answers what is handed on to it, one reply after another; an exception is raised."""
+
+    def __init__(self, *replies: Reply | Exception) -> None:
+        self.replies = list(replies)
+        self.asked: list[tuple[str, dict[str, Any]]] = []
+        self.users: set[str] = set()
+
+    def call(self, node: str, object_id: str, operation: str, arguments: dict[str, Any]) -> msgspec.Raw:
+        assert (node, object_id, operation) == ("n2", "peer", "forward")
+        self.asked.append((arguments["operation"], arguments["arguments"]))
+        self.users.add(arguments["user"])
+        reply = self.replies.pop(0)
+        if isinstance(reply, Exception):
+            raise reply
+        return msgspec.Raw(msgspec.json.encode(reply))
+
+
+def news(state: TaskState, version: int, result: object = None, error: dict[str, Any] | None = None) -> Reply:
+    info = TaskInfo(
+        id="t1",
+        operation="verification.verify_disk",
+        target="hd",
+        user="alice",
+        node="n2",
+        state=state,
+        started=datetime(2030, 1, 1, tzinfo=UTC),
+        version=version,
+        error=error,
+    )
+    told = TaskNews(info=info, result=msgspec.Raw(msgspec.json.encode(result)))
+    return Reply(ok=msgspec.Raw(msgspec.json.encode(told)))
+
+
+def run(other: OtherNode, task: Task | None = None) -> tuple[object, list[int]]:
+    heard: list[int] = []
+    with working_for(task or Task("x", "", "alice", "n1")), called_by(ALICE):
+        errands = Errands(cast(Peers, other))
+        answer = errands.run("n2", "verification.verify_disk", {"disk": "hd"}, lambda info: heard.append(info.version))
+    return msgspec.json.decode(answer), heard
+
+
+def test_it_is_begun_and_followed_to_its_end_for_the_user() -> None:
+    other = OtherNode(Reply(task="t1"), news(TaskState.RUNNING, 3), news(TaskState.DONE, 4, result={"a": 1}))
+    assert run(other) == ({"a": 1}, [3, 4])
+    assert [asked for asked, _ in other.asked] == ["verification.verify_disk", "task.follow", "task.follow"]
+    assert other.asked[2][1]["seen"] == 3 and other.users == {"alice"}
+
+
+def test_what_is_no_task_is_answered_at_once() -> None:
+    assert run(OtherNode(Reply(ok=msgspec.Raw(b"7")))) == (7, [])
+
+
+@pytest.mark.parametrize("task", [True, False])
+def test_its_error_is_raised_here(task: bool) -> None:
+    error = Conflict(text="It is being verified already.").to_wire()
+    replies = [Reply(task="t1"), news(TaskState.FAILED, 2, error=error)] if task else [Reply(error=error)]
+    with pytest.raises(Conflict, match="verified already"):
+        run(OtherNode(*replies))
+
+
+def test_cancelled_here_it_is_cancelled_there_once_and_waited_for() -> None:
+    task = Task("x", "", "alice", "n1")
+    task.cancel("alice")
+    cancelled = TaskCancelled(by="").to_wire()
+    other = OtherNode(
+        Reply(task="t1"), Reply(), news(TaskState.RUNNING, 3), news(TaskState.CANCELLED, 4, error=cancelled)
+    )
+    with pytest.raises(TaskCancelled):
+        run(other, task)
+    follow = "task.follow"
+    assert [asked for asked, _ in other.asked] == ["verification.verify_disk", "task.cancel", follow, follow]
+
+
+def test_a_node_that_is_gone_is_not_waited_for() -> None:
+    with pytest.raises(NodeUnreachable):
+        run(OtherNode(Reply(task="t1"), NodeUnreachable(node="n2", reason="it is off.")))
