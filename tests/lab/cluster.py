@@ -68,6 +68,7 @@ class Cluster:
     def add(self, node: Node, *, by: int = 1) -> None:
         """Take in a blank node."""
         _set_address(node)
+        self.lab.each(Node.set_clock)
         string = node.mcvirt("cluster", "get-connect-string").encode()
         said = self[by].run("mcvirt cluster add-node --connect-string -", input=string)
         assert said.returncode == 0, f"{self[by].name} does not take {node.name} in: {said.stdout}{said.stderr}"
