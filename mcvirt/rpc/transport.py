@@ -121,6 +121,13 @@ class Connection:
                 # SSLSocket's own shutdown() would make that thread go on without TLS.
                 socket.socket.shutdown(connection.sock, socket.SHUT_RDWR)
 
+    def socket(self) -> ssl.SSLSocket:
+        """The open connection itself, for bytes that are no calls; `close` closes it."""
+        connection = self._proxy._pyroConnection
+        if connection is None:
+            raise NodeUnreachable(node=self.node, reason="the connection was lost.")
+        return cast(ssl.SSLSocket, cast(Any, connection).sock)
+
     def call(self, object_id: str, method: str, arguments: dict[str, Any], *, timeout: float | None = None) -> bytes:
         """The bytes of the reply to *method* of *object_id*; raises what the wire or the daemon's door says."""
         with self._lock:

@@ -9,6 +9,7 @@ from mcvirt.errors import LibvirtFailed, LibvirtUnreachable
 from mcvirt.units import GIB, MIB
 from mcvirtd.hypervisor.console import Console
 from mcvirtd.hypervisor.facts import DomainStats, HostFacts
+from mcvirtd.hypervisor.moving import JobProgress, JobResult, Journey, Route
 from mcvirtd.hypervisor.states import DomainState, DomainStates, Predicate, Subscriber
 from mcvirtd.hypervisor.xml.read import marked_uuid, source_paths
 from mcvirtd.hypervisor.xml.tree import from_text
@@ -126,6 +127,12 @@ class SimulatedHypervisor:
             self._states.put(uuid, started)
         return True
 
+    def resume(self, uuid: str) -> None:
+        self._begin("resume")
+        with self._lock:
+            state = self._known(uuid, "resume a domain")
+            self._states.put(uuid, DomainState(uuid=uuid, name=state.name, condition="running", id=state.id))
+
     def destroy(self, uuid: str) -> bool:
         self._begin("destroy")
         with self._lock:
@@ -160,3 +167,32 @@ class SimulatedHypervisor:
         console = Console(len, lambda: None)
         console.feed(b"simulated\r\n")
         return console
+
+    # --- moving: a simulated guest does not -------------------------------------------------------------------------
+
+    def look(self, uuid: str) -> DomainState | None:
+        self._begin("look")
+        return self._states.get(uuid)
+
+    def running_description(self, uuid: str) -> str:
+        return self.description(uuid)
+
+    def guests_user(self) -> tuple[int, int]:
+        return 0, 0
+
+    def cannot_take(self, kind: str, machine_type: str, cpu: str) -> str:  # noqa: ARG002
+        self._begin("cannot_take")
+        return ""
+
+    def send(self, uuid: str, route: Route, journey: Journey) -> JobResult:  # noqa: ARG002
+        self._begin("send")
+        raise LibvirtFailed(action=f"migrate domain {uuid}", reason="guests that are simulated stay where they are.")
+
+    def job(self, uuid: str) -> JobProgress | None:  # noqa: ARG002
+        return None
+
+    def set_max_downtime(self, uuid: str, milliseconds: int) -> None:  # noqa: ARG002
+        return None
+
+    def abort_job(self, uuid: str) -> None:
+        self._begin("abort_job")

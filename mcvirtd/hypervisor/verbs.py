@@ -62,6 +62,9 @@ class HypervisorVerbs(Protocol):
     def start(self, uuid: str, *, paused: bool = False) -> bool:
         """Start a domain; False if it ran already."""
 
+    def resume(self, uuid: str) -> None:
+        """Let the processors of a paused domain run."""
+
     def destroy(self, uuid: str) -> bool:
         """Switch a domain off, hard; False if it was off."""
 

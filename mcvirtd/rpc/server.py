@@ -62,6 +62,11 @@ def caller_of_this_call() -> Caller:
     return getattr(Pyro4.current_context.client, "caller", NOBODY)
 
 
+def carry_on_this_connection(carry: Callable[[ssl.SSLSocket], None]) -> None:
+    """Once the call that this thread is answering is answered, *carry* has its connection, until the end of it."""
+    Pyro4.current_context.client.carry = carry
+
+
 class _Connection:
     """A client's connection. One that nobody has logged in on lives no longer than until *stranger_until*."""
 
@@ -70,6 +75,7 @@ class _Connection:
         self.address = address
         self.stranger_until = stranger_until
         self.caller = NOBODY
+        self.carry: Callable[[ssl.SSLSocket], None] | None = None
         # Only a certificate that leads up to a CA of ours gets through TLS.
         self.certificate = sock.getpeercert(binary_form=True)
 
@@ -400,6 +406,9 @@ class Server(Pyro4.core.Daemon):  # type: ignore[misc]
         if len(data) > MAX_MESSAGE_SIZE:
             data = _encode(_refusal(Failed(text="The answer is larger than a message may be. Ask for less at once.")))
         self._send(connection, message.MSG_RESULT, incoming.sequence, data)
+        if connection.carry is not None:
+            connection.carry(connection.sock)
+            raise HungUp("what it carried has ended")
 
     def _reply(self, connection: _Connection, incoming: Incoming) -> Reply:
         try:

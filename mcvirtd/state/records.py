@@ -10,6 +10,7 @@ from typing import ClassVar
 
 import msgspec
 
+from mcvirt.types.migration import MigrationReport, Waiting
 from mcvirt.types.storage import BackendType, VolumeFormat
 from mcvirt.types.verification import Result
 from mcvirt.types.vm import AutoStart, DiskDriver, Flag, GraphicsDriver, Machine, StorageType
@@ -210,6 +211,8 @@ class VmRecord(Record, frozen=True, kw_only=True):
     iso: str | None = None
     boot_iso: bool = False
     unfinished: tuple[str, ...] = ()  # what its creation was to add and has not: for `info`
+    waiting: Waiting | None = None  # to be migrated as soon as its guest has shut down
+    last_migration: MigrationReport | None = None
 
 
 class SettingsRecord(Record, frozen=True, kw_only=True):

@@ -60,7 +60,7 @@ ONLY_IMPORTED_BY: dict[str, tuple[str, ...]] = {
     "mcvirt_client.cli": ("mcvirt_client.cli",),
     # One owner per outside thing.
     "subprocess": ("mcvirtd.host.run",),
-    "libvirt": ("mcvirtd.hypervisor.libvirt",),
+    "libvirt": ("mcvirtd.hypervisor.libvirt", "mcvirtd.hypervisor.libvirt_moving"),
     "libvirtmod": (),
     "lxml": ("mcvirtd.hypervisor.xml",),
     "xml": (),
