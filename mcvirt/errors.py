@@ -303,6 +303,15 @@ class VerificationFailed(Failed):
     """{text}"""
 
 
+class MigrationFailed(Failed):
+    """Virtual machine '{name}' was not migrated: {reason} It is on node '{node}' as before, and nothing of it is left
+    on the other node."""
+
+
+class MigratedOnly(Failed):
+    """Virtual machine '{name}' was migrated to node '{node}', but not started there: {reason}"""
+
+
 # --- the ground ---------------------------------------------------------------------------------------------------
 
 

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from mcvirt.api.auth import AuditApi, AuthApi, GroupApi, UserApi
     from mcvirt.api.cluster import NodeApi
     from mcvirt.api.membership import ClusterApi
+    from mcvirt.api.migration import MigrationApi
     from mcvirt.api.network import NetworkApi
     from mcvirt.api.split_brain import SplitBrainApi
     from mcvirt.api.storage import HardDriveApi, IsoApi, StorageApi
@@ -42,6 +43,7 @@ T = TypeVar("T")
 
 _CONTRACTS = {
     "vms": ("vm", "VmApi"),
+    "migrations": ("migration", "MigrationApi"),
     "hard_drives": ("storage", "HardDriveApi"),
     "storage": ("storage", "StorageApi"),
     "isos": ("storage", "IsoApi"),
@@ -140,6 +142,7 @@ class Client:
     """
 
     vms: Vms
+    migrations: MigrationApi
     hard_drives: HardDriveApi
     storage: StorageApi
     isos: IsoApi

@@ -9,11 +9,12 @@ import signal
 import threading
 import time
 from collections.abc import Mapping
-from typing import Any, cast
+from typing import Any
 
 from mcvirt import api
 from mcvirt.api.drbd_peer import DrbdPeerApi
 from mcvirt.api.membership import JoinApi, MembershipApi
+from mcvirt.api.migration import ArrivalApi
 from mcvirt.api.peer import PeerApi
 from mcvirt.api.split_brain import SplitPeerApi
 from mcvirt.errors import McvirtError, from_wire
@@ -44,13 +45,13 @@ from mcvirtd.cluster.routing import Router
 from mcvirtd.cluster.standing import Standing
 from mcvirtd.drbd.whole import Drbd
 from mcvirtd.host import network, systemd
-from mcvirtd.hypervisor.accelerator import Setting
-from mcvirtd.hypervisor.verbs import HypervisorVerbs
+from mcvirtd.hypervisor.moving import MovingVerbs
 from mcvirtd.maintenance import Chore, Maintenance
+from mcvirtd.migration.moves import Moves
 from mcvirtd.network.service import NetworkService
 from mcvirtd.rpc.guard import Guard, Published
 from mcvirtd.rpc.publish import publish
-from mcvirtd.rpc.server import Limits, Server
+from mcvirtd.rpc.server import Limits, Server, carry_on_this_connection
 from mcvirtd.settings import Settings
 from mcvirtd.state.records import DiskRecord, NodeRecord, VmRecord
 from mcvirtd.state.replication import Replicator
@@ -68,7 +69,7 @@ from mcvirtd.tasks.locks import Locks
 from mcvirtd.tasks.service import TaskService
 from mcvirtd.tasks.settling import Settling
 from mcvirtd.tasks.transaction import Journal
-from mcvirtd.vm.design import AcceleratorOfNode
+from mcvirtd.vm.connecting import hypervisor_of
 from mcvirtd.vm.failover import Strays
 from mcvirtd.vm.machines import Machines
 
@@ -76,7 +77,6 @@ log = logging.getLogger(__name__)
 
 STATE_FILE = "state.db"
 TRUST_FILE = "ca.pem"
-_CONNECT_WITHIN = 10.0
 _HOUR = 3600.0
 
 
@@ -98,7 +98,7 @@ class Daemon:
             store = self._store = Store(self._settings.paths.state / STATE_FILE)
             stack.callback(store.close)
             first_start.first_records(store, identity)
-            hypervisor = self._hypervisor()
+            hypervisor, self._accelerator = hypervisor_of(self._settings.libvirt, self._node, simulate=self._simulate)
             stack.callback(hypervisor.close)
             self._build(store, hypervisor)
             self._settling.settle()
@@ -145,24 +145,9 @@ class Daemon:
         address = ipaddress.ip_address(self._settings.listen.address)
         return () if address.is_unspecified or address.is_loopback else (str(address),)
 
-    def _hypervisor(self) -> HypervisorVerbs:
-        if self._simulate:
-            from mcvirtd.hypervisor.simulated import SimulatedHypervisor
-
-            self._accelerator = AcceleratorOfNode(lambda: ("tcg", "everything is simulated"))
-            return SimulatedHypervisor(self._node)
-        from mcvirtd.hypervisor.libvirt import Hypervisor
-
-        libvirt = self._settings.libvirt
-        hypervisor = Hypervisor(libvirt.uri, self._node)
-        if not hypervisor.connect(_CONNECT_WITHIN):
-            log.warning("libvirt can't be reached at %s; it is tried again and again", libvirt.uri)
-        self._accelerator = AcceleratorOfNode(lambda: hypervisor.accelerator(cast(Setting, libvirt.accelerator)))
-        return hypervisor
-
     # --- building -----------------------------------------------------------------------------------------------------
 
-    def _build(self, store: Store, hypervisor: HypervisorVerbs) -> None:
+    def _build(self, store: Store, hypervisor: MovingVerbs) -> None:
         node, settings = self._node, self._settings
         trust = settings.paths.run / TRUST_FILE
         self._keys = Keys(settings.paths.state, node, store, trust, listens=self._own_addresses())
@@ -239,6 +224,19 @@ class Daemon:
             nodes=self._reach,
             held=self._drbd.disks.held,
         )
+        self._moves = Moves(
+            self._machines.ground,
+            hypervisor=hypervisor,
+            uri=settings.libvirt.uri,
+            backends=backends,
+            power=self._machines.power,
+            accelerator=self._accelerator,
+            peers=presence.peers,
+            tasks=self._tasks,
+            audit=self._audit,
+            carry_on=carry_on_this_connection,
+            stopping=self._stopping.is_set,
+        )
         places = locations_by_node(backends, node, presence.peers)
         self._storage = StorageService(
             store=store, journal=journal, locks=self._locks, nodes=backends, node=node, everywhere=places
@@ -252,7 +250,8 @@ class Daemon:
             sure=standing.sure,
             bound=self._machines.bound,
         )
-        strays = Strays(self._machines.ground, sure=standing.sure, tell=self._tell_stray)
+        expected = self._moves.arrivals.expects
+        strays = Strays(self._machines.ground, sure=standing.sure, tell=self._tell_stray, expected=expected)
         self._admission = Admission(
             node=node,
             store=store,
@@ -277,6 +276,8 @@ class Daemon:
             [
                 Chore("membership", 2.0, self._admission.settle, first=2.0),
                 Chore("strays", 5.0, strays.settle, first=5.0),
+                Chore("waiting", 5.0, self._moves.wait_on, first=2.0),
+                Chore("migrations", 1.0, lambda: self._moves.settle(self._settling.settle_stuck), first=2.0),
                 Chore("settle", 30.0, self._settling.settle_stuck, first=5.0),
                 Chore("idle", 30.0, self._drop_idle, first=30.0),
                 Chore("prune", _HOUR, self._prune, first=60.0),
@@ -320,6 +321,7 @@ class Daemon:
         tasks = TaskService(tasks=self._tasks, rights=self._rights, elsewhere=TasksElsewhere(presence.peers))
         services: list[object] = [
             self._machines.service,
+            self._moves.service,
             HardDriveService(
                 store=store,
                 journal=self._journal,
@@ -382,11 +384,15 @@ class Daemon:
             finds=self._reach.finds,
             heard=presence.members.note_version,
         )
-        server.register(publish(PeerApi, peer_service, self._guard), PeerApi.object_id)
-        server.register(publish(DrbdPeerApi, self._drbd.peer_service, self._guard), DrbdPeerApi.object_id)
-        server.register(publish(SplitPeerApi, self._drbd.split_peer, self._guard), SplitPeerApi.object_id)
-        server.register(publish(JoinApi, self._admission.newcomer, self._guard), JoinApi.object_id)
-        server.register(publish(MembershipApi, self._admission.leaver, self._guard), MembershipApi.object_id)
+        for contract, service in (
+            (PeerApi, peer_service),
+            (DrbdPeerApi, self._drbd.peer_service),
+            (SplitPeerApi, self._drbd.split_peer),
+            (ArrivalApi, self._moves.arrivals),
+            (JoinApi, self._admission.newcomer),
+            (MembershipApi, self._admission.leaver),
+        ):
+            server.register(publish(contract, service, self._guard), contract.object_id)
         return server
 
     def _run_for_peer(self, label: str, caller: Caller, arguments: dict[str, Any]) -> Reply | None:

@@ -30,3 +30,7 @@ class Reasons:
         """Raise what was gathered as one error, if anything was."""
         if self._found:
             raise SeveralReasons.of(list(self._found.values()))
+
+    def sentences(self) -> list[str]:
+        """All of them."""
+        return list(self._found)

@@ -9,6 +9,7 @@ def contracts() -> tuple[type, ...]:
     from mcvirt.api.cluster import NodeApi
     from mcvirt.api.drbd import DrbdApi
     from mcvirt.api.membership import ClusterApi
+    from mcvirt.api.migration import MigrationApi
     from mcvirt.api.network import NetworkApi
     from mcvirt.api.split_brain import SplitBrainApi
     from mcvirt.api.storage import HardDriveApi, IsoApi, StorageApi
@@ -18,6 +19,7 @@ def contracts() -> tuple[type, ...]:
 
     return (
         VmApi,
+        MigrationApi,
         HardDriveApi,
         StorageApi,
         IsoApi,

@@ -1,10 +1,32 @@
-"""What the nodes of a cluster ask of each other to move a virtual machine. Published to nodes only."""
+"""Moving virtual machines from node to node: what users ask for, and what the nodes ask of each other."""
 
 from __future__ import annotations
 
-from mcvirt.permissions import Access
-from mcvirt.rpc.contract import remote
+from mcvirt.permissions import Access, Permission
+from mcvirt.rpc.contract import Owner, Vm, remote
 from mcvirt.types.arrival import Place, Traveller, Whereabouts
+from mcvirt.types.migration import Migration, MigrationPlan, MigrationReport
+
+
+class MigrationApi:
+    """Move virtual machines to other nodes."""
+
+    object_id = "migration"
+
+    @remote(needs=Permission.MIGRATE_VM, on=Vm("name"), runs_at=Owner("name"), reads=True)
+    def plan(self, name: str, how: Migration) -> MigrationPlan:
+        """What a migration would do, and all that stands against it; nothing is changed."""
+        raise NotImplementedError
+
+    @remote(needs=Permission.MIGRATE_VM, on=Vm("name"), runs_at=Owner("name"), task=True)
+    def migrate(self, name: str, how: Migration) -> MigrationReport:
+        """Move a virtual machine to another node.
+
+        Everything is checked first, on both nodes, and refused together. Afterwards the machine is on the one node or
+        on the other, never on both or on none; what was begun is undone when it stays. Cancelling is possible until
+        the guest runs on the other node.
+        """
+        raise NotImplementedError
 
 
 class ArrivalApi:
@@ -17,12 +39,16 @@ class ArrivalApi:
         """What stands against the machine here, and where it would find its parts. Changes nothing."""
         raise NotImplementedError
 
-    @remote(needs=Access.PEER)
+    @remote(needs=Access.PEER, reads=True)
     def expect(self, traveller: Traveller) -> None:
-        """Be ready for the machine: from now until `finish` or `abandon` its node may send it.
+        """Be ready for the machine: from now until `finish` or `abandon` its node may send it."""
+        raise NotImplementedError
 
-        The volumes for copied disks are made, and are deleted again, by this node itself if need be, unless the machine
-        comes to be registered here.
+    @remote(needs=Access.PEER, reads=True)
+    def make_volume(self, name: str, disk: str) -> None:
+        """Make an empty volume for a disk of an expected machine.
+
+        It is deleted again, by this node itself if need be, unless the disk comes to be this node's.
         """
         raise NotImplementedError
 
@@ -31,7 +57,7 @@ class ArrivalApi:
         """From the answer on, this connection carries the bytes of one channel of an expected machine's migration."""
         raise NotImplementedError
 
-    @remote(needs=Access.PEER)
+    @remote(needs=Access.PEER, reads=True)
     def define(self, name: str) -> None:
         """Define the domain of an expected machine, which does not run, as its record says."""
         raise NotImplementedError
@@ -41,17 +67,17 @@ class ArrivalApi:
         """What libvirt says of the machine here, asked now."""
         raise NotImplementedError
 
-    @remote(needs=Access.PEER)
+    @remote(needs=Access.PEER, reads=True)
     def finish(self, name: str) -> None:
         """The machine is registered here now: have its domain as the record says, and let it run on."""
         raise NotImplementedError
 
-    @remote(needs=Access.PEER)
+    @remote(needs=Access.PEER, reads=True)
     def abandon(self, traveller: Traveller) -> None:
         """The machine does not come: leave nothing of it. Conflict if its guest runs here."""
         raise NotImplementedError
 
-    @remote(needs=Access.PEER)
+    @remote(needs=Access.PEER, reads=True)
     def start(self, name: str) -> None:
         """Start the machine, which is registered here now."""
         raise NotImplementedError

@@ -7,6 +7,7 @@ from enum import Enum
 import msgspec
 
 from mcvirt.types.drbd import DrbdInfo
+from mcvirt.types.migration import MigrationReport, Waiting
 
 
 class PowerState(str, Enum):
@@ -208,6 +209,8 @@ class VmInfo(msgspec.Struct, frozen=True, kw_only=True):
     missing: bool = False
     restart_needed: bool = False
     warnings: tuple[str, ...] = ()
+    waiting: Waiting | None = None  # to be migrated once its guest has shut down
+    last_migration: MigrationReport | None = None
 
 
 class VncInfo(msgspec.Struct, frozen=True, kw_only=True):

@@ -19,6 +19,7 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
     "stop": ("power", MACHINES, "Turn virtual machines off at once"),
     "shutdown": ("power", MACHINES, "Ask the guests of virtual machines to shut down"),
     "reset": ("power", MACHINES, "Press the reset button of virtual machines"),
+    "migrate": ("migrate", MACHINES, "Move a virtual machine to another node"),
     "console": ("console", MACHINES, "Use the serial console of a virtual machine"),
     "lock": ("machine", MACHINES, "Lock a virtual machine against changes, or unlock it"),
     "register": ("machine", MACHINES, "Register a virtual machine on this node"),

@@ -143,6 +143,13 @@ def disk_size(text: str) -> int:
     return parse_size(text, what="disk size")
 
 
+def rate(text: str) -> int:
+    """Bytes a second; raises BadArgument."""
+    from mcvirt.units import parse_size
+
+    return parse_size(text, what="bandwidth")
+
+
 def upper(text: str) -> str:
     """Permissions and drivers may be typed in any case."""
     return text.upper()

@@ -194,5 +194,5 @@ class SimulatedHypervisor:
     def set_max_downtime(self, uuid: str, milliseconds: int) -> None:  # noqa: ARG002
         return None
 
-    def abort_job(self, uuid: str) -> None:
+    def abort_job(self, uuid: str) -> None:  # noqa: ARG002
         self._begin("abort_job")

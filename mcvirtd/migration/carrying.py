@@ -13,6 +13,7 @@ import ssl
 
 _ROOM = 256 * 1024
 _LAST_WORDS_WITHIN = 10.0
+_SILENCE_WITHIN = 10
 _WOULD_BLOCK = (ssl.SSLWantReadError, ssl.SSLWantWriteError, BlockingIOError, InterruptedError)
 
 
@@ -55,8 +56,8 @@ class _Way:
                 self.carried += sent
 
 
-def carry(tls: ssl.SSLSocket, plain: socket.socket) -> int:
-    """Carry until one side ends; returns how many bytes were carried. Raises OSError when one of them breaks.
+def carry(tls: ssl.SSLSocket, plain: socket.socket) -> bool:
+    """Carry until one side ends; True if that was *plain*. Raises OSError when one of them breaks.
 
     The sockets stay open. `end` from another thread ends it.
     """
@@ -71,7 +72,7 @@ def carry(tls: ssl.SSLSocket, plain: socket.socket) -> int:
             if way.ended and not way.holds:
                 if way is out:
                     _take_leave(tls)
-                return out.carried + back.carried
+                return way is out
         if out.carried + back.carried == before:
             _wait(out, back)
 
@@ -99,6 +100,18 @@ def _take_leave(tls: ssl.SSLSocket) -> None:
         tls.settimeout(_LAST_WORDS_WITHIN)
         while socket.socket.recv(tls, _ROOM):
             pass
+
+
+def notice_silence(sock: socket.socket) -> None:
+    """Have the kernel break the connection when the other machine does not answer for some seconds."""
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    for option, value in (
+        (socket.TCP_KEEPIDLE, _SILENCE_WITHIN // 2),
+        (socket.TCP_KEEPINTVL, 1),
+        (socket.TCP_KEEPCNT, _SILENCE_WITHIN // 2),
+        (socket.TCP_USER_TIMEOUT, _SILENCE_WITHIN * 1000),
+    ):
+        sock.setsockopt(socket.IPPROTO_TCP, option, value)
 
 
 def end(sock: socket.socket) -> None:

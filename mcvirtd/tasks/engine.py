@@ -222,6 +222,9 @@ class Tasks:
         if remains:
             state, text = TaskState.STUCK, "; ".join(remains)
             what = _first_error(info) if was_stuck else f"{INTERRUPTED}, and not everything could be settled."
+        elif task.verdict is not None:
+            state = TaskState.DONE if task.verdict[1] else TaskState.FAILED
+            text, what = "", "" if task.verdict[1] else f"{INTERRUPTED}. {task.verdict[0]}"
         elif "redo" in directions:
             state, text, what = TaskState.DONE, "", ""
         elif was_stuck:

@@ -51,6 +51,9 @@ class Task:
         self.cancelled = threading.Event()
         self.cancelled_by = ""
         self.away: tuple[str, ...] = ()
+        # What settling found out, and whether that is what had been asked for: where neither "undone" nor "finished" is
+        # known beforehand.
+        self.verdict: tuple[str, bool] | None = None
         self._shielded = 0
         self._node = node
         self._state = TaskState.RUNNING
@@ -72,6 +75,10 @@ class Task:
         """Raise TaskCancelled if somebody has cancelled the task, unless what is running now must be finished."""
         if self.cancelled.is_set() and not self._shielded:
             raise TaskCancelled(by=f" by {self.cancelled_by}" if self.cancelled_by else "")
+
+    def conclude(self, sentence: str, *, done: bool) -> None:
+        """For acts that settle: what they found, and whether the task has done what it was to do."""
+        self.verdict = (sentence, done)
 
     @contextmanager
     def shielded(self) -> Iterator[None]:

@@ -125,6 +125,20 @@ class Journal:
                 remains.append(f"{act}: {type(error).__name__}")
         return remains
 
+    def keep_open(self) -> Callable[[], None]:
+        """What is due for the current task is not for others to do, until the result is called, or the process ends."""
+        task = current_task().id
+        with self._lock:
+            self._open[task] += 1
+
+        def close() -> None:
+            with self._lock:
+                self._open[task] -= 1
+                if self._open[task] <= 0:
+                    del self._open[task]
+
+        return close
+
     def at_work(self, task: str) -> bool:
         """Whether a transaction of *task* is open in this process: then what is due is not for others to do."""
         with self._lock:
@@ -179,6 +193,10 @@ class Transaction:
             self._forget_all(change)
             self.committing = True
         self.closed = True
+
+    def leave_due_if_unknown(self) -> None:
+        """From here on a change of which it is not known whether it stands leaves all that is due, for later."""
+        self.committing = True
 
     def _must_be_open(self) -> None:
         if self.closed:

@@ -134,7 +134,8 @@ class Strays:
 
     A stopped one is undefined. One that runs is left alone, whatever that means for its disks: it is told, in the log,
     the audit trail (*tell*) and with `mcvirt info`, until somebody has stopped it. *sure* says whether the records are
-    the cluster's. Whoever defines here a machine of another node holds its lock until the records say so.
+    the cluster's, and *expected* whether a machine is just being migrated to this node. Whoever defines here a machine
+    of another node otherwise holds its lock until the records say so.
     """
 
     def __init__(
@@ -143,7 +144,9 @@ class Strays:
         *,
         sure: Callable[[], bool],
         tell: Callable[[str, McvirtError | None], None] = lambda name, error: None,  # noqa: ARG005
+        expected: Callable[[str], bool] = lambda name: False,  # noqa: ARG005
     ) -> None:
+        self._expected = expected
         self._store = ground.store
         self._locks = ground.locks
         self._hypervisor = ground.hypervisor
@@ -171,7 +174,7 @@ class Strays:
         self._running = running
 
     def _is_stray(self, vm: VmRecord) -> bool:
-        return vm.node is not None and vm.node != self._node
+        return vm.node is not None and vm.node != self._node and not self._expected(vm.name)
 
     def _settle_one(self, name: str) -> str:
         """The node that the machine is registered on, if it runs here as well."""

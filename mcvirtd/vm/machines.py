@@ -83,7 +83,7 @@ class Machines:
         )
         deletion = Deletion(ground, drop_vm)
         self.changes = Changes(ground)
-        power = Power(ground)
+        power = self.power = Power(ground)
         self.consoles = Consoles(hypervisor.open_console)
         self.service = VmService(
             store=store,

@@ -145,6 +145,8 @@ class View:
             usage=self._usage(vm) if here and state is PowerState.RUNNING else None,
             missing=missing,
             restart_needed=here and state is PowerState.RUNNING and self._domains.restart_needed(machine),
+            waiting=vm.waiting,
+            last_migration=vm.last_migration,
             warnings=tuple(self._warnings(machine, missing, None if here else known)),
         )
 
@@ -166,6 +168,8 @@ class View:
         ]
         if vm.node is None:
             warnings.append(f"The machine is not registered on a node; `mcvirt register {vm.name}` does that.")
+        if vm.waiting is not None:
+            warnings.append(f"It is migrated to node '{vm.waiting.node}' as soon as its guest has shut down.")
         if vm.unfinished:
             missing_parts = ", ".join(vm.unfinished)
             warnings.append(

@@ -1,0 +1,124 @@
+"""All that has to do with migrations on this node, put together."""
+
+from __future__ import annotations
+
+import ssl
+import time
+from collections.abc import Callable
+from typing import Any
+
+import msgspec
+
+from mcvirt.errors import McvirtError
+from mcvirtd.auth.audit import Audit
+from mcvirtd.auth.caller import Caller
+from mcvirtd.cluster.peers import Peers
+from mcvirtd.host import facts
+from mcvirtd.hypervisor.moving import MovingVerbs
+from mcvirtd.migration.arrivals import Arrivals
+from mcvirtd.migration.disks import CopiedDisks, DisksOfMachines, MigrationDisks
+from mcvirtd.migration.planning import MigrationPlanner
+from mcvirtd.migration.service import MigrationService
+from mcvirtd.migration.settling import Settlement
+from mcvirtd.migration.volumes import Copies
+from mcvirtd.migration.waiting import Waits
+from mcvirtd.storage.backends import Nodes
+from mcvirtd.tasks.engine import Tasks
+from mcvirtd.tasks.task import Task
+from mcvirtd.vm.design import AcceleratorOfNode
+from mcvirtd.vm.ground import Ground
+from mcvirtd.vm.power import Power
+
+_ASK_WITHIN = 30.0
+_encode = msgspec.json.Encoder().encode
+
+
+class Moves:
+    """*service* and *arrivals* answer the contracts MigrationApi and ArrivalApi.
+
+    *uri* is where libvirt is; *carry_on* has the connection of the call that is being answered carried, *stopping* says
+    whether mcvirtd is about to end. *replicated* is how DRBD disks go, where there are any.
+    """
+
+    def __init__(
+        self,
+        ground: Ground,
+        *,
+        hypervisor: MovingVerbs,
+        uri: str,
+        backends: Nodes,
+        power: Power,
+        accelerator: AcceleratorOfNode,
+        peers: Peers,
+        tasks: Tasks,
+        audit: Audit,
+        carry_on: Callable[[Callable[[ssl.SSLSocket], None]], None],
+        stopping: Callable[[], bool],
+        replicated: MigrationDisks | None = None,
+    ) -> None:
+        def ask(node: str, operation: str, within: float = _ASK_WITHIN, **arguments: Any) -> msgspec.Raw:
+            return peers.call(node, "arrival", operation, arguments, within)
+
+        def reachable(node: str) -> bool:
+            return peers.status(node).reachable
+
+        copies = Copies(ground, backends)
+        disks = DisksOfMachines(ground.store, CopiedDisks(ask, copies), replicated)
+        settlement = Settlement(ground, hypervisor, disks, ask)
+        planner = MigrationPlanner(
+            ground,
+            hypervisor=hypervisor,
+            disks=disks,
+            accelerator=accelerator,
+            ask=ask,
+            reachable=reachable,
+            unsettled=lambda name: any(ticket.name == name for ticket in settlement.due()),
+            clock=time.time,
+        )
+        self.arrivals = Arrivals(
+            ground,
+            hypervisor=hypervisor,
+            uri=uri,
+            copies=copies,
+            power=power,
+            accelerator=accelerator,
+            memory=facts.memory,
+            carry_on=carry_on,
+        )
+        self._settlement = settlement
+        self._reachable = reachable
+        self._missed: set[str] = set()
+        self._waits = Waits(ground, stopping)
+        self._tasks = tasks
+        self._audit = audit
+        self.service = MigrationService(
+            ground,
+            hypervisor=hypervisor,
+            planner=planner,
+            settlement=settlement,
+            disks=disks,
+            waits=self._waits,
+            ask=ask,
+            dial=peers.dial,
+            reachable=reachable,
+        )
+
+    def wait_on(self) -> None:
+        """Take up what an earlier process waited for; for a timer."""
+        for name, waiting in self._waits.left().items():
+
+            def work(name: str = name, waiting: Any = waiting) -> bytes:
+                return _encode(self.service.wait(name, waiting))
+
+            self._tasks.start("migration.migrate", name, waiting.by, work, self._note)
+
+    def settle(self, settle: Callable[[], None]) -> None:
+        """Have *settle* called when a node is back that was missed for settling a migration; for a timer."""
+        targets = {ticket.target for ticket in self._settlement.due()}
+        missed = {node for node in targets if not self._reachable(node)}
+        back, self._missed = self._missed - missed, missed
+        if back:
+            settle()
+
+    def _note(self, task: Task, error: McvirtError | None) -> None:
+        self._audit.record(Caller(user=task.user), task.operation, task.target, error, task.id)

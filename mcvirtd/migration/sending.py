@@ -1,0 +1,128 @@
+"""Sending a running guest: libvirt at work in one thread, and this one that watches it, shows how far it is, ends it
+when that is wanted, and decides when the other node falls silent in the last moment."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable
+
+import msgspec
+
+from mcvirt.errors import DeadlinePassed, Failed, LibvirtFailed, McvirtError, NodeUnreachable, TaskCancelled
+from mcvirt.types.arrival import Whereabouts
+from mcvirtd.hypervisor.moving import JobResult, Journey, MovingVerbs
+from mcvirtd.migration.disks import Ask
+from mcvirtd.migration.ticket import Ticket
+from mcvirtd.migration.tunnel import Tunnel
+from mcvirtd.tasks.task import Progress, current_task, step
+
+log = logging.getLogger(__name__)
+_LOOK_EVERY = 0.2
+
+
+class Sending:
+    """One guest on its way. *reachable* says whether the other node answers now."""
+
+    def __init__(
+        self,
+        ticket: Ticket,
+        *,
+        hypervisor: MovingVerbs,
+        tunnel: Tunnel,
+        ask: Ask,
+        reachable: Callable[[str], bool],
+        deadline: int | None,
+    ) -> None:
+        self._ticket = ticket
+        self._hypervisor = hypervisor
+        self._tunnel = tunnel
+        self._ask = ask
+        self._reachable = reachable
+        self._deadline = deadline
+        self._over = threading.Event()
+        self._result: JobResult | None = None
+        self._failure: McvirtError | None = None
+        self._reason: McvirtError | None = None  # why we ended it
+        self._limited = False
+
+    def run(self, journey: Journey, size: int) -> JobResult:
+        """Send the guest, about *size* bytes. Raises what kept it from arriving, as far as is known."""
+        worker = threading.Thread(target=self._send, args=(journey,), name=f"send-{self._ticket.name}", daemon=True)
+        began = time.monotonic()
+        with step(f"Sending memory and disks to node {self._ticket.target}", total=size, unit="B") as progress:
+            worker.start()
+            while not self._over.wait(_LOOK_EVERY):
+                self._watch(progress, journey, size, time.monotonic() - began)
+            if self._result is None:
+                raise self._reason or self._failure or Failed(text="The migration failed.")
+        return self._result
+
+    def _send(self, journey: Journey) -> None:
+        try:
+            self._result = self._hypervisor.send(self._ticket.uuid, self._tunnel.route, journey)
+        except McvirtError as error:
+            self._failure = error
+        except Exception as error:
+            log.exception("sending %s failed", self._ticket.name)
+            self._failure = LibvirtFailed(action=f"migrate {self._ticket.name}", reason=f"{type(error).__name__}.")
+        finally:
+            self._over.set()
+
+    def _watch(self, progress: Progress, journey: Journey, size: int, seconds: float) -> None:
+        target = self._ticket.target
+        if not self._reachable(target):
+            self._reason = self._reason or NodeUnreachable(node=target, reason="it fell silent.")
+            self._tunnel.cut()
+        try:
+            self._show(progress, journey, size)
+            if self._deadline is not None and seconds > self._deadline and self._reason is None:
+                self._end(
+                    DeadlinePassed(
+                        what=f"The migration of '{self._ticket.name}'",
+                        seconds=self._deadline,
+                        why="its guest may change its memory faster than it can be sent. More --max-downtime, or more "
+                        "time, may help.",
+                    )
+                )
+            if self._tunnel.lost.is_set():
+                self._decide()
+        except TaskCancelled as cancelled:
+            if self._reason is None:
+                self._end(cancelled)
+        except McvirtError as error:
+            log.info("the migration of %s can't be watched now: %s", self._ticket.name, error)
+
+    def _show(self, progress: Progress, journey: Journey, size: int) -> None:
+        current_task().check()
+        job = self._hypervisor.job(self._ticket.uuid)
+        if job is None:
+            return
+        if journey.max_downtime is not None and not self._limited:
+            self._hypervisor.set_max_downtime(self._ticket.uuid, journey.max_downtime)
+            self._limited = True
+        progress.at(max(0, size - job.remaining) if job.total else 0)
+
+    def _end(self, reason: McvirtError) -> None:
+        self._reason = reason
+        self._hypervisor.abort_job(self._ticket.uuid)
+
+    def _decide(self) -> None:
+        """The other end of libvirt's channel is gone. Does the guest run there by now?
+
+        As long as it runs here it does not, and libvirt may end the migration. Once it stands still only the other node
+        can say; until it does, the guest stays as it is, wherever that is.
+        """
+        state = self._hypervisor.look(self._ticket.uuid)
+        if state is None or state.running:
+            self._tunnel.release()
+            return
+        there = msgspec.json.decode(
+            self._ask(self._ticket.target, "whereabouts", uuid=self._ticket.uuid), type=Whereabouts
+        )
+        if there.running:
+            self._hypervisor.destroy(self._ticket.uuid)
+        elif there.active:
+            self._ask(self._ticket.target, "abandon", traveller=msgspec.to_builtins(self._ticket.traveller))
+        self._tunnel.release()

@@ -1,0 +1,102 @@
+"""Machines that are to be migrated as soon as their guests have shut down.
+
+What is waited for is in the machine's record, so it outlives the client, and mcvirtd. Nothing else is held meanwhile.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from mcvirt.errors import Conflict, VmNotFound
+from mcvirt.types.migration import Waiting
+from mcvirtd.hypervisor.states import DomainState
+from mcvirtd.state.records import VmRecord
+from mcvirtd.tasks.task import current_task, step
+from mcvirtd.vm.ground import Ground
+
+# How long a cancellation may go unheard.
+_SLICE = 0.5
+
+
+class Waits:
+    """*stopping* says whether mcvirtd is about to end: then a wait that is broken off is taken up at the next start."""
+
+    def __init__(self, ground: Ground, stopping: Callable[[], bool]) -> None:
+        self._store = ground.store
+        self._hypervisor = ground.hypervisor
+        self._node = ground.node
+        self._stopping = stopping
+        self._lock = threading.Lock()
+        self._here: set[str] = set()
+
+    def left(self) -> dict[str, Waiting]:
+        """Those of machines of this node that nobody is at."""
+        with self._lock:
+            here = set(self._here)
+        machines = self._store.all(VmRecord).values()
+        return {
+            vm.name: vm.waiting
+            for vm in machines
+            if vm.node == self._node and vm.waiting is not None and vm.name not in here
+        }
+
+    def check(self, name: str) -> None:
+        """Raise Conflict if the machine waits already."""
+        vm = self._store.get(VmRecord, name)
+        if vm is not None and vm.waiting is not None:
+            raise Conflict(
+                text=f"Virtual machine '{name}' waits already for its guest to shut down, to be migrated to node "
+                f"'{vm.waiting.node}'. `mcvirt task list` shows the task; cancel that first."
+            )
+
+    def begin(self, name: str, waiting: Waiting) -> None:
+        """Write down what is waited for."""
+        with self._store.change() as change:
+            self.check(name)
+            if change.get(VmRecord, name) is None:
+                raise VmNotFound(name=name)
+            change.edit(VmRecord, name, waiting=waiting)
+
+    def end(self, name: str) -> None:
+        """It is no longer waited."""
+        vm = self._store.get(VmRecord, name)
+        if vm is None or vm.waiting is None:
+            return
+        with self._store.change() as change:
+            if change.get(VmRecord, name) is not None:
+                change.edit(VmRecord, name, waiting=None)
+
+    @contextmanager
+    def at(self, name: str) -> Iterator[None]:
+        """In the block somebody is at it; what ends it is that the block ends, but for the end of mcvirtd."""
+        with self._lock:
+            if name in self._here:
+                raise Conflict(text=f"Virtual machine '{name}' is waited for already.")
+            self._here.add(name)
+        try:
+            yield
+        finally:
+            try:
+                if not self._stopping():
+                    with current_task().shielded():
+                        self.end(name)
+            finally:
+                with self._lock:
+                    self._here.discard(name)
+
+    def until_off(self, name: str, uuid: str) -> None:
+        """Return when the guest is off; Conflict if the machine is another's, or nobody's, meanwhile."""
+        with step("Waiting for the guest to shut down"):
+            while not self._hypervisor.wait_for(uuid, _is_off, _SLICE):
+                current_task().check()
+                vm = self._store.get(VmRecord, name)
+                if vm is None or vm.uuid != uuid:
+                    raise VmNotFound(name=name)
+                if vm.node != self._node:
+                    raise Conflict(text=f"Virtual machine '{name}' is on node '{vm.node}' by now.")
+
+
+def _is_off(state: DomainState | None) -> bool:
+    return state is None or not state.active

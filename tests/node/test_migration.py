@@ -1,0 +1,308 @@
+"""Machines that move between two nodes, each with a libvirt of its own, while their guests count."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.node import tinyguest
+from tests.node.cluster_fixture import PORT, ClusterNodes
+from tests.node.mcvirt_node import BRIDGE, VOLUMES, McvirtNode
+from tests.node.witness import until
+
+SHARED = "/var/lib/libvirt/shared"
+pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs root for namespaces and libvirtd")
+
+
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory: pytest.TempPathFactory, capabilities: Path) -> Iterator[ClusterNodes]:
+    directory = tmp_path_factory.mktemp("migration")
+    with ClusterNodes(directory, 2, capabilities=capabilities) as made:
+        (made.directory / "shared").mkdir()
+        for node in made:
+            node.host.path(SHARED).mkdir()
+            node.host.run(["mount", "--bind", str(made.directory / "shared"), SHARED])
+        until(lambda: all(row["status"] != "Unreachable" for row in made[1].json("info")), "both nodes connected")
+        made[1].mcvirt("network", "create", "lan", "--interface", BRIDGE)
+        each = [word for name in ("node1", "node2") for word in ("--node", name, VOLUMES)]
+        made[1].mcvirt("storage", "create", "own", "--type", "File", *each)
+        shared = ["--type", "File", "--shared", "--path", SHARED]
+        made[1].mcvirt("storage", "create", "common", *shared, "--node", "node1", "--node", "node2")
+        yield made
+
+
+def volume(cluster: ClusterNodes, name: str, on: int) -> Path:
+    """The file of the machine's disk, as node *on* would have it."""
+    (disk,) = [each for each in cluster[1].json("hard-drive", "list") if each["vm"] == name]
+    place = cluster.directory / "shared" if disk["backend"] == "common" else cluster[on].volumes
+    return place / str(disk["volume"])
+
+
+def create(cluster: ClusterNodes, name: str, backend: str, on: int = 1) -> None:
+    cluster[on].mcvirt(
+        *("create", name, "--memory", "64", "--cpu-count", "1", "--machine", "pc", "--disk-size", "4MiB"),
+        *("--storage-backend", backend, "--network", "lan"),
+    )
+    tinyguest.install(volume(cluster, name, on), 4 * 2**20)
+
+
+def domains(node: McvirtNode) -> dict[str, str]:
+    """Name -> state of every domain of the node's libvirt."""
+    names = node.virsh("list", "--all", "--name").split()
+    return {name: node.virsh("domstate", name).strip() for name in names}
+
+
+def counts(file: Path) -> tuple[int, int]:
+    """How often the guest has booted, and its dots, once there is another one."""
+    before = tinyguest.progress(file)
+    until(lambda: tinyguest.progress(file) not in (None, before), "another dot", within=20)
+    found = tinyguest.progress(file)
+    assert found is not None
+    return found
+
+
+def migrate(cluster: ClusterNodes, on: int, *argv: str) -> str:
+    return cluster[on].mcvirt("migrate", *argv).stderr
+
+
+def refused(cluster: ClusterNodes, on: int, *argv: str, status: int = 3) -> str:
+    result = cluster[on].mcvirt("migrate", *argv, check=False)
+    assert result.returncode == status, f"status {result.returncode}: {result.stdout}{result.stderr}"
+    return result.stderr
+
+
+def go(cluster: ClusterNodes, on: int, name: str, *argv: str) -> str:
+    """Begin a migration, and give its task."""
+    return cluster[on].mcvirt("migrate", name, *argv, "--no-wait").stdout.strip()
+
+
+def end(cluster: ClusterNodes, name: str, on: int) -> None:
+    cluster[on].mcvirt("stop", name, check=False)
+    cluster[on].mcvirt("delete", name)
+    assert not [path for node in cluster for path in node.volumes.iterdir() if path.name.startswith("mcvirt-")]
+    for node in cluster:
+        assert domains(node) == {}
+        assert not list(node.host.path("/run/libvirt").glob("mcvirt/*"))
+        assert not [task for task in node.json("task", "list") if task["state"] in ("RUNNING", "STUCK")]
+
+
+def whole(file: Path) -> None:
+    found = tinyguest.written(file.read_bytes()[: tinyguest.LENGTH])
+    assert found is not None and found.whole, found
+
+
+def test_online_with_its_disk(cluster: ClusterNodes) -> None:
+    create(cluster, "web1", "own")
+    assert "--copy-storage" in refused(cluster, 1, "web1", "--node", "node2", "--online")
+    cluster[2].mcvirt("start", "web1")
+    boots, dots = counts(volume(cluster, "web1", 1))
+    plan = cluster[2].json("migrate", "web1", "--node", "node2", "--online", "--copy-storage", "--dry-run")
+    assert all(check["ok"] for check in plan["checks"]) and plan["size"] == 68 * 2**20
+    with Wire(cluster) as wire:
+        said = migrate(cluster, 2, "web1", "--node", "node2", "--online", "--copy-storage")
+    assert "Successfully migrated 'web1' to node2" in said and "stood still for" in said
+    assert domains(cluster[1]) == {} and domains(cluster[2]) == {"web1": "running"}
+    assert not volume(cluster, "web1", 1).exists()
+    after = counts(volume(cluster, "web1", 2))
+    assert after[0] == boots and after[1] > dots
+    whole(volume(cluster, "web1", 2))
+    info = cluster[1].json("info", "web1")
+    assert (info["node"], info["nodes"], info["state"]) == ("node2", ["node2"], "RUNNING")
+    assert info["last_migration"]["downtime"] is not None and info["last_migration"]["by"] == "root"
+    # All of it went over mcvirtd's own port, and the guest's code and its records are not to be read there.
+    assert wire.ports <= {PORT} and wire.seen > 2**20
+    assert tinyguest.SECTOR[:48] not in wire.data and b"TINY" not in wire.data
+    migrate(cluster, 1, "web1", "--node", "node1", "--online", "--copy-storage")
+    assert counts(volume(cluster, "web1", 1))[1] > after[1]
+    end(cluster, "web1", 2)
+
+
+def test_online_on_shared_storage_and_when_off(cluster: ClusterNodes) -> None:
+    create(cluster, "web2", "common")
+    file = volume(cluster, "web2", 1)
+    cluster[1].mcvirt("start", "web2")
+    boots, dots = counts(file)
+    said = refused(cluster, 1, "web2", "--node", "node2")
+    assert "is running" in said
+    migrate(cluster, 1, "web2", "--node", "node2", "--online", "--max-downtime", "500", "--bandwidth", "200MiB")
+    after = counts(file)
+    assert after[0] == boots and after[1] > dots and domains(cluster[1]) == {}
+    whole(file)
+    cluster[1].mcvirt("stop", "web2")
+    assert "is not running" in refused(cluster, 1, "web2", "--node", "node1", "--online")
+    assert migrate(cluster, 2, "web2", "--node", "node1") == "Successfully migrated 'web2' to node1\n"
+    assert domains(cluster[1]) == {"web2": "shut off"} and domains(cluster[2]) == {}
+    migrate(cluster, 2, "web2", "--node", "node2", "--start-after-migration")
+    assert domains(cluster[1]) == {} and domains(cluster[2]) == {"web2": "running"}
+    assert counts(file)[0] == boots + 1
+    end(cluster, "web2", 1)
+
+
+def test_waiting_for_the_shutdown(cluster: ClusterNodes) -> None:
+    create(cluster, "web3", "common")
+    cluster[1].mcvirt("start", "web3")
+    counts(volume(cluster, "web3", 1))
+    wanted = ("--node", "node2", "--wait-for-shutdown", "--start-after-migration")
+    task = go(cluster, 2, "web3", *wanted)
+    until(lambda: cluster[2].json("info", "web3")["waiting"], "the waiting is written down")
+    assert "waits already" in refused(cluster, 1, "web3", *wanted)
+    cluster[1].mcvirt("reset", "web3")  # nothing is held
+    cluster[2].mcvirt("task", "cancel", task)
+    until(lambda: not cluster[2].json("info", "web3")["waiting"], "the waiting ends")
+    go(cluster, 1, "web3", *wanted)
+    until(lambda: cluster[1].json("info", "web3")["waiting"], "the waiting is written down")
+    cluster[1].stop_daemon()
+    cluster[1].start_daemon()
+    assert cluster[1].json("info", "web3")["waiting"]["node"] == "node2"
+    until(lambda: any(t["state"] == "RUNNING" for t in cluster[1].json("task", "list")), "it is waited again")
+    cluster[1].mcvirt("shutdown", "web3")
+    until(lambda: domains(cluster[2]) == {"web3": "running"}, "the machine starts on node2")
+    until(lambda: cluster[1].json("info", "web3")["state"] == "RUNNING", "it is seen")
+    assert domains(cluster[1]) == {}
+    end(cluster, "web3", 1)
+
+
+def test_all_reasons_are_told_together(cluster: ClusterNodes) -> None:
+    create(cluster, "web4", "own")
+    only = ["link", "add", "only1", "type", "bridge"]
+    cluster[1].host.run(["ip", *only])
+    cluster[2].host.run(["ip", *only])
+    cluster[1].mcvirt("network", "create", "dmz", "--interface", "only1")
+    cluster[2].host.run(["ip", "link", "delete", "only1"])
+    cluster[1].mcvirt("update", "web4", "--add-network", "dmz")
+    cluster[1].mcvirt("lock", "web4", "--lock")
+    said = refused(cluster, 2, "web4", "--node", "node2", "--online", "--copy-storage")
+    assert all(word in said for word in ("is locked", "is not running", "only1")), said
+    result = cluster[1].mcvirt("migrate", "web4", "--node", "node2", "--dry-run", check=False)
+    assert result.returncode == 3 and "FAILED" in result.stdout and "only while the guest runs" in result.stdout
+    cluster[1].mcvirt("lock", "web4", "--unlock")
+    assert "already" in refused(cluster, 1, "web4", "--node", "node1")
+    assert "no node" in refused(cluster, 1, "web4", "--node", "node9")
+    for words in (("--wait-for-shutdown",), ("--start-after-migration",), ("--deadline", "0")):
+        assert "--online" in refused(cluster, 1, "web4", "--node", "node2", "--online", *words, status=2) or words[1:]
+    refused(cluster, 1, "web4", "--node", "node2", "--deadline", "9", status=2)
+    cluster[2].host.stop_libvirtd()
+    cluster[1].mcvirt("start", "web4", check=False)
+    said = refused(cluster, 1, "web4", "--node", "node2", "--online", "--copy-storage")
+    assert "Is libvirtd running?" in said
+    cluster[2].host.start_libvirtd()
+    cluster[1].mcvirt("stop", "web4", check=False)
+    end(cluster, "web4", 1)
+    cluster[1].mcvirt("network", "delete", "dmz")
+
+
+def slow(cluster: ClusterNodes, name: str) -> str:
+    """Begin a migration that takes longer than any test waits, and give its task once it sends."""
+    task = go(cluster, 1, name, "--node", "node2", "--online", "--copy-storage", "--bandwidth", "1MiB")
+    until(lambda: "sending" in cluster[1].mcvirt("task", "list").stdout.lower() or sends(cluster, name), "it sends")
+    return task
+
+
+def sends(cluster: ClusterNodes, name: str) -> bool:
+    return "Bounded" in cluster[1].virsh("domjobinfo", name) or "Unbounded" in cluster[1].virsh("domjobinfo", name)
+
+
+def as_before(cluster: ClusterNodes, name: str) -> None:
+    until(lambda: domains(cluster[2]) == {}, "no domain is left on node2")
+    until(lambda: not volume(cluster, name, 2).exists(), "no volume is left on node2")
+    assert domains(cluster[1]) == {name: "running"}
+    counts(volume(cluster, name, 1))
+    whole(volume(cluster, name, 1))
+    assert cluster[2].json("info", name)["node"] == "node1"
+
+
+def test_broken_off(cluster: ClusterNodes) -> None:
+    create(cluster, "web5", "own")
+    cluster[1].mcvirt("start", "web5")
+    counts(volume(cluster, "web5", 1))
+    words = ("web5", "--node", "node2", "--online", "--copy-storage", "--bandwidth", "1MiB", "--deadline", "2")
+    assert "within 2 s" in refused(cluster, 1, *words, status=1)
+    as_before(cluster, "web5")
+    task = slow(cluster, "web5")
+    cluster[2].mcvirt("task", "cancel", f"{task}@node1" if "@" not in task else task)
+    until(lambda: cluster[1].json("task", "list")[-1]["state"] == "CANCELLED", "it is cancelled")
+    as_before(cluster, "web5")
+    slow(cluster, "web5")
+    cluster[2].kill_daemon()
+    until(lambda: cluster[1].json("task", "list")[-1]["state"] in ("FAILED", "STUCK"), "it has failed")
+    cluster[2].start_daemon()
+    as_before(cluster, "web5")
+    until(lambda: not [t for t in cluster[1].json("task", "list") if t["state"] in ("RUNNING", "STUCK")], "settled")
+    slow(cluster, "web5")
+    cluster[1].kill_daemon()
+    cluster[1].start_daemon()
+    as_before(cluster, "web5")
+    slow(cluster, "web5")
+    cluster.cut(2)
+    until(lambda: cluster[1].json("task", "list")[-1]["state"] in ("FAILED", "STUCK"), "it has failed")
+    assert domains(cluster[1]) == {"web5": "running"}
+    cluster.heal(2)
+    as_before(cluster, "web5")
+    slow(cluster, "web5")
+    cluster[2].host.kill_libvirtd()
+    until(lambda: cluster[1].json("task", "list")[-1]["state"] in ("FAILED", "STUCK"), "it has failed")
+    cluster[2].host.start_libvirtd()
+    as_before(cluster, "web5")
+    until(lambda: not [t for t in cluster[1].json("task", "list") if t["state"] in ("RUNNING", "STUCK")], "settled")
+    end(cluster, "web5", 1)
+
+
+class Wire:
+    """What passes between the nodes, from a raw socket on node1."""
+
+    _CODE = """
+import socket, sys, threading
+s = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.ntohs(3))
+s.bind(("eth0", 0))
+s.setsockopt(socket.SOL_SOCKET, 33, 256 * 2**20)
+out = open(sys.argv[1], "wb")
+print("listening", flush=True)
+threading.Thread(target=lambda: (sys.stdin.read(), s.settimeout(0.01)), daemon=True).start()
+s.settimeout(0.2)
+import select
+while True:
+    if select.select([s, sys.stdin], [], [], 0.1)[0] == [sys.stdin]:
+        break
+    try:
+        frame = s.recv(70000)
+    except OSError:
+        continue
+    out.write(len(frame).to_bytes(4, "big") + frame)
+out.close()
+"""
+
+    def __init__(self, cluster: ClusterNodes) -> None:
+        self._node = cluster[1]
+        self._file = cluster.directory / "wire"
+        self.data = b""
+        self.ports: set[int] = set()
+        self.seen = 0
+
+    def __enter__(self) -> Wire:
+        argv = [sys.executable, "-c", self._CODE, str(self._file)]
+        self._process = self._node.host.popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+        assert self._process.stdout is not None and self._process.stdout.readline() == b"listening\n"
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._process.communicate(timeout=30)
+        data = self._file.read_bytes()
+        while data:
+            size = int.from_bytes(data[:4], "big")
+            frame, data = data[4 : 4 + size], data[4 + size :]
+            self._note(frame)
+
+    def _note(self, frame: bytes) -> None:
+        if frame[12:14] != b"\x08\x00" or frame[23] != 6:
+            return
+        tcp = frame[14 + (frame[14] & 15) * 4 :]
+        source, target = int.from_bytes(tcp[:2], "big"), int.from_bytes(tcp[2:4], "big")
+        self.ports.add(min(source, target))
+        payload = tcp[(tcp[12] >> 4) * 4 :]
+        self.seen += len(payload)
+        self.data += payload
