@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import ipaddress
 import logging
 import signal
 import threading
@@ -92,7 +91,7 @@ class Daemon:
     def run(self) -> int:
         """The whole life of the daemon; returns the exit status."""
         with contextlib.ExitStack() as stack:
-            self._directories()
+            first_start.directories(self._settings.paths.state, self._settings.paths.run)
             identity = first_start.node_identity(self._settings.paths.state, self._settings.node.name)
             self._node = identity.name
             store = self._store = Store(self._settings.paths.state / STATE_FILE)
@@ -131,26 +130,12 @@ class Daemon:
             server.close()
         return 0
 
-    # --- before anything is built -----------------------------------------------------------------------------------
-
-    def _directories(self) -> None:
-        paths = self._settings.paths
-        # QEMU runs as a user of its own and must reach the ISO images; what is secret in there has modes of its own.
-        for path, mode in ((paths.state, 0o711), (paths.run, 0o755), (paths.state / "console", 0o700)):
-            path.mkdir(mode=mode, parents=True, exist_ok=True)
-            path.chmod(mode)
-
-    def _own_addresses(self) -> tuple[str, ...]:
-        # Where only this address is listened on, root on the node itself comes from there, too.
-        address = ipaddress.ip_address(self._settings.listen.address)
-        return () if address.is_unspecified or address.is_loopback else (str(address),)
-
     # --- building -----------------------------------------------------------------------------------------------------
 
     def _build(self, store: Store, hypervisor: MovingVerbs) -> None:
         node, settings = self._node, self._settings
         trust = settings.paths.run / TRUST_FILE
-        self._keys = Keys(settings.paths.state, node, store, trust, listens=self._own_addresses())
+        self._keys = Keys(settings.paths.state, node, store, trust, listens=self._settings.listen.alone_at)
         presence = self._presence = Presence(
             store=store,
             node=node,
@@ -304,7 +289,7 @@ class Daemon:
             throttle=LoginThrottle(),
             root_token=root_token,
             clock=time.time,
-            own_addresses=self._own_addresses(),
+            own_addresses=self._settings.listen.alone_at,
         )
         self._guard = Guard(
             node=self._node,

@@ -36,6 +36,12 @@ class Listen(msgspec.Struct, frozen=True, kw_only=True):
     address: str = "127.0.0.1"
     port: int = 9090
 
+    @property
+    def alone_at(self) -> tuple[str, ...]:
+        """The address where only that one is listened on: then root on the node itself comes from there, too."""
+        address = ipaddress.ip_address(self.address)
+        return () if address.is_unspecified or address.is_loopback else (str(address),)
+
 
 class Paths(msgspec.Struct, frozen=True, kw_only=True):
     """The directories of mcvirtd."""

@@ -30,6 +30,14 @@ class NodeIdentity(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     id: str
 
 
+def directories(state: Path, run: Path) -> None:
+    """Have mcvirtd's directories, with the modes that they need."""
+    # QEMU runs as a user of its own and must reach the ISO images; what is secret in there has modes of its own.
+    for path, mode in ((state, 0o711), (run, 0o755), (state / "console", 0o700)):
+        path.mkdir(mode=mode, parents=True, exist_ok=True)
+        path.chmod(mode)
+
+
 def node_identity(state: Path, name: str) -> NodeIdentity:
     """The node's identity, kept in *state*; made now, with *name*, if there is none.
 
