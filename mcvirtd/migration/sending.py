@@ -14,6 +14,7 @@ from mcvirt.errors import DeadlinePassed, Failed, LibvirtFailed, McvirtError, No
 from mcvirt.types.arrival import Whereabouts
 from mcvirtd.hypervisor.moving import JobResult, Journey, MovingVerbs
 from mcvirtd.migration.disks import Ask
+from mcvirtd.migration.settling import ABANDON_WITHIN
 from mcvirtd.migration.ticket import Ticket
 from mcvirtd.migration.tunnel import Tunnel
 from mcvirtd.tasks.task import Progress, current_task, step
@@ -124,5 +125,5 @@ class Sending:
         if there.running:
             self._hypervisor.destroy(self._ticket.uuid)
         elif there.active:
-            self._ask(self._ticket.target, "abandon", traveller=msgspec.to_builtins(self._ticket.traveller))
+            self._ask(self._ticket.target, "abandon", within=ABANDON_WITHIN, traveller=msgspec.to_builtins(self._ticket.traveller))
         self._tunnel.release()

@@ -29,6 +29,8 @@ from mcvirtd.vm.ground import Ground
 log = logging.getLogger(__name__)
 
 SETTLE = "migration.settle"
+# libvirt itself waits 30 s for a domain that is busy.
+ABANDON_WITHIN = 60.0
 Outcome = Literal["here", "there", "gone"]
 
 
@@ -168,7 +170,7 @@ class Settlement:
     def _stay(self, ticket: Ticket, machine: Machine) -> Outcome:
         """Nothing of the machine on the other node, and the guest as it was."""
         if self._store.get(NodeRecord, ticket.target) is not None:
-            self._ask(ticket.target, "abandon", traveller=msgspec.to_builtins(ticket.traveller))
+            self._ask(ticket.target, "abandon", within=ABANDON_WITHIN, traveller=msgspec.to_builtins(ticket.traveller))
         self._disks.each("abandon", machine, ticket)
         state = self._hypervisor.look(ticket.uuid)
         if state is None or not state.persistent:
