@@ -125,5 +125,10 @@ class Sending:
         if there.running:
             self._hypervisor.destroy(self._ticket.uuid)
         elif there.active:
-            self._ask(self._ticket.target, "abandon", within=ABANDON_WITHIN, traveller=msgspec.to_builtins(self._ticket.traveller))
+            self._ask(
+                self._ticket.target,
+                "abandon",
+                within=ABANDON_WITHIN,
+                traveller=msgspec.to_builtins(self._ticket.traveller),
+            )
         self._tunnel.release()
