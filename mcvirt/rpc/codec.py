@@ -7,6 +7,7 @@ the reply, never as Pyro's pickled `vars(exception)`.
 
 from __future__ import annotations
 
+import contextlib
 from typing import Any, NoReturn
 
 import msgspec
@@ -74,3 +75,18 @@ def install() -> None:
     util._serializers_by_id[serializer.serializer_id] = serializer
     # The daemon answers a message that it could not even read with marshal's id: the same bytes then, and no marshal.
     util._serializers_by_id[util.MarshalSerializer.serializer_id] = serializer
+
+
+def prepare() -> None:
+    """Have msgspec look at all types that there are now, while there is one thread.
+
+    Otherwise it does so when a type is first decoded, and a second thread that decodes one meanwhile uses what is half
+    made: the process dies of it.
+    """
+    found: list[type] = [msgspec.Struct]
+    while found:
+        cls = found.pop()
+        found += cls.__subclasses__()
+        # What can't be decoded never is.
+        with contextlib.suppress(TypeError, NameError):
+            msgspec.json.Decoder(cls)

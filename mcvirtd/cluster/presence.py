@@ -11,6 +11,7 @@ import msgspec
 
 from mcvirt import __version__
 from mcvirt.errors import Conflict, McvirtError
+from mcvirt.rpc import codec
 from mcvirt.types.peer import Beat, BeatAnswer
 from mcvirtd.cluster.forwarding import NoReplication, Replication
 from mcvirtd.cluster.keys import Keys
@@ -80,6 +81,7 @@ class Presence:
 
     def start(self, listener: Listener) -> None:
         """Listen on the cluster address, and begin to speak with the others."""
+        codec.prepare()  # until now one thread has decoded; from now on many will
         self._listener = listener
         self.listen()
         self.live.start()
