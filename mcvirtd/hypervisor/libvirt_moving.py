@@ -12,7 +12,7 @@ from typing import Any
 
 import libvirt
 
-from mcvirt.errors import LibvirtFailed
+from mcvirt.errors import DomainMissing, LibvirtFailed
 from mcvirtd.hypervisor.libvirt import Hypervisor
 from mcvirtd.hypervisor.moving import JobProgress, JobResult, Journey, Route
 from mcvirtd.hypervisor.states import DomainState
@@ -91,7 +91,7 @@ class MovingHypervisor(Hypervisor):
         try:
             with self._asking(f"measure the migration of domain {uuid}", uuid) as call:
                 facts = call.conn.lookupByUUIDString(uuid).jobStats()
-        except LibvirtFailed:
+        except (LibvirtFailed, DomainMissing):
             return None
         if facts.get("type") not in (libvirt.VIR_DOMAIN_JOB_BOUNDED, libvirt.VIR_DOMAIN_JOB_UNBOUNDED):
             return None
@@ -109,7 +109,7 @@ class MovingHypervisor(Hypervisor):
         try:
             with self._asking(f"stop the migration of domain {uuid}", uuid) as call:
                 call.conn.lookupByUUIDString(uuid).abortJob()
-        except LibvirtFailed:
+        except (LibvirtFailed, DomainMissing):
             return  # there is none, or it is past stopping: `send` tells
 
 

@@ -77,6 +77,9 @@ class Sending:
             self._reason = self._reason or NodeUnreachable(node=target, reason="it fell silent.")
             self._tunnel.cut()
         try:
+            # First of all: until this is decided, libvirt waits for an answer that does not come.
+            if self._tunnel.lost.is_set():
+                self._decide()
             self._show(progress, journey, size)
             if self._deadline is not None and seconds > self._deadline and self._reason is None:
                 self._end(
@@ -87,8 +90,6 @@ class Sending:
                         "time, may help.",
                     )
                 )
-            if self._tunnel.lost.is_set():
-                self._decide()
         except TaskCancelled as cancelled:
             if self._reason is None:
                 self._end(cancelled)
