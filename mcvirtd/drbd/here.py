@@ -179,7 +179,8 @@ class DrbdHere:
 
     def _bring_up(self, name: str, disk: DiskRecord) -> None:
         try:
-            self.verbs.write_resource(resource_of(self._store, disk, self._node))
+            if len(disk.nodes) > 1:  # the other node may have been removed; then the file is the one that was
+                self.verbs.write_resource(resource_of(self._store, disk, self._node))
             self._activate(disk)
             self.verbs.up(name)
             self._faults.pop(name, None)

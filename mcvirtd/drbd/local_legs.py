@@ -57,6 +57,9 @@ class States(Protocol):
     def alive(self) -> bool:
         """Whether the states are as the kernel says now."""
 
+    def wait_alive(self, within: float) -> bool:
+        """Whether the states are as the kernel says, waiting for that at most *within* seconds."""
+
     def state(self, resource: str) -> ResourceState | None:
         """The resource as it is; None if the kernel has none of that name."""
 
@@ -228,7 +231,18 @@ class LocalLegs:
         """Have DRBD do something to the leg."""
         if self._store.get(ReplicaClaimRecord, _checked(disk)) is None:
             self._known(disk)
+        record = self._store.get(DiskRecord, disk)
+        if command is LegCommand.UP and record is not None:
+            self._prepare(record)
         self._act(command, resource_name(disk))
+
+    def _prepare(self, record: DiskRecord) -> None:
+        """What the kernel is to be told is there, whatever somebody has done by hand."""
+        if len(record.nodes) > 1:  # the other node may have been removed; then the file is the one that was
+            self._verbs.write_resource(resource_of(self._store, record, self._node))
+        volumes = self._volumes(backends.find(self._store, record.backend))
+        for volume in replica_volumes(record.volume):
+            volumes.activate(volume)
 
     def _act(self, command: LegCommand, name: str) -> None:
         verbs = self._verbs

@@ -20,6 +20,8 @@ from mcvirtd.tasks.task import current_task
 
 log = logging.getLogger(__name__)
 
+ALIVE_WITHIN = 10.0
+"""How long reading the kernel's events may take to begin, as when a machine is started with its node."""
 READY_WITHIN = 30.0
 AWAY_WITHIN = 2.0
 """How long a leg may take to find the other one all the same, where nothing says that it is there."""
@@ -56,7 +58,7 @@ class Roles:
         """Why no guest of this node can use the disk now, in a sentence; '' if one can."""
         if self._node not in record.nodes:
             return f"it is on the nodes {' and '.join(record.nodes)} only."
-        if not self._states.alive:
+        if not self._states.wait_alive(ALIVE_WITHIN):
             return "DRBD's events can't be read on this node; the log of mcvirtd says why."
         if self._heedless():
             return ""

@@ -202,6 +202,10 @@ class Kernel:
 
     # --- states -------------------------------------------------------------------------------------------------------
 
+    def wait_alive(self, within: float) -> bool:
+        del within
+        return self.alive
+
     def state(self, resource: str) -> ResourceState | None:
         found = self.resources.get(resource)
         return None if found is None else msgspec.structs.replace(found, open=resource in self.open)

@@ -460,6 +460,15 @@ class TestRoles:
         pair.disks.activate(record)
         assert pair.kernels["n1"].resources[name].role == "Primary"
 
+    def test_file_that_was_removed_by_hand_is_written_again(self, pair: Pair) -> None:
+        record = make(pair)
+        name = resource_name(record.id)
+        pair.kernels["n1"].down(name)
+        pair.kernels["n1"].remove_resource(name)
+        pair.disks.activate(record)
+        assert pair.kernels["n1"].resources[name].role == "Primary"
+        assert name in pair.kernels["n1"].files
+
     def test_starts_alone_only_if_the_other_node_is_away(self, pair: Pair) -> None:
         record = make(pair)
         pair.wires.cut = True
