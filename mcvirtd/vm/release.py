@@ -11,7 +11,7 @@ import logging
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
-from mcvirt.errors import McvirtError
+from mcvirt.errors import LibvirtUnreachable, McvirtError
 from mcvirtd.hypervisor.states import DomainState
 from mcvirtd.hypervisor.verbs import HypervisorVerbs
 from mcvirtd.state.records import DiskRecord, VmRecord
@@ -88,6 +88,8 @@ class Release:
                 self._try(self.of_disk, disk)
 
     def _active(self, vm: VmRecord) -> bool:
+        if not self._hypervisor.connected:
+            raise LibvirtUnreachable(node=self._node, uri="its socket", reason="so whether a guest runs is not known.")
         state = self._hypervisor.state(vm.uuid)
         return state is not None and state.active
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from mcvirt.errors import CommandFailed, LibvirtFailed, McvirtError, VmIncomplete, from_wire
+from mcvirt.errors import CommandFailed, LibvirtFailed, LibvirtUnreachable, McvirtError, VmIncomplete, from_wire
 from mcvirt.types.task import TaskState
 from mcvirt.types.vm import DiskSpec, StorageType, VmSpec
 from mcvirtd.drbd.config import resource_name
@@ -220,6 +220,16 @@ class TestRoles:
         after.release.settle()
         assert after.role() == {"Primary"}
         after.store.close()
+
+    def test_nothing_is_given_up_while_libvirt_is_away(self, world: Both) -> None:
+        world.make()
+        world.start()
+        world.hypervisor.connected = False
+        world.release.settle()
+        with pytest.raises(LibvirtUnreachable):
+            world.release.of_machine("web1")
+        world.hypervisor.connected = True
+        assert world.role() == {"Primary"}
 
     def test_timer_finds_what_is_held_for_nobody(self, world: Both) -> None:
         world.make()
