@@ -195,7 +195,7 @@ class ReplicatedDisks:
         name = resource_name(record.id)
         cancel = current_task().cancelled
         if not self._states.alive:  # as before DRBD is read at the start: nobody is to wait for that
-            raise Conflict(text=f"Hard drive {record.id} can't be grown: {self._roles.problem(record)}")
+            raise Conflict(text=f"Hard drive {record.id} can't be grown: DRBD's events can't be read on this node now.")
         self._on_each(record.nodes, lambda node: self._legs(node).grow(record.id, new_size, cancel=cancel))
         with current_task().shielded():
             state = self._wait(name, _both_good, CONNECT_WITHIN)
