@@ -11,6 +11,8 @@ from __future__ import annotations
 import logging
 import secrets
 import string
+import threading
+import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
 from typing import TypeVar
@@ -43,6 +45,7 @@ AGREE_WITHIN = 60.0
 _ALPHABET = string.ascii_letters + string.digits
 _SECRET_LENGTH = 40
 _LOOK_FOR_CANCEL = 0.1
+_AGAIN_AFTER = 0.1
 _AT_ONCE = 64
 
 
@@ -201,15 +204,23 @@ class ReplicatedDisks:
             state = self._wait(name, _both_good, CONNECT_WITHIN)
             minor = _replica(record).minor
             if self._device_size(minor) < new_size:
-                self._resize(record, state)
-            if (size := self._device_size(minor)) < new_size:
+                self._resize(record, state, new_size)
+            return self._grown(record, minor, new_size)
+
+    def _grown(self, record: DiskRecord, minor: int, new_size: int) -> int:
+        """How long the device is, once it is *new_size* at least."""
+        deadline, pause = time.monotonic() + AGREE_WITHIN, threading.Event()
+        while (size := self._device_size(minor)) < new_size:
+            # The two kernels agree on it after the command has ended, and tell nobody when they have.
+            if time.monotonic() >= deadline:
                 raise Failed(
                     text=f"DRBD has not made hard drive {record.id} larger than {format_size(size)}, although the "
                     "volumes on both nodes are."
                 )
-            return size
+            pause.wait(_AGAIN_AFTER)
+        return size
 
-    def _resize(self, record: DiskRecord, state: ResourceState) -> None:
+    def _resize(self, record: DiskRecord, state: ResourceState, new_size: int) -> None:
         here = self._legs(self._node)
         # The kernel resizes only where one side is Primary.
         borrowed = "Primary" not in (state.role, state.peer_role)
@@ -217,6 +228,7 @@ class ReplicatedDisks:
             here.command(record.id, LegCommand.PRIMARY)
         try:
             here.command(record.id, LegCommand.RESIZE_CLEAN)
+            self._grown(record, _replica(record).minor, new_size)
         finally:
             if borrowed:
                 self._roles.demote(record)

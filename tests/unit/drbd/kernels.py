@@ -168,14 +168,22 @@ class Kernel:
 
     def resize(self, name: str, *, assume_clean: bool = False) -> None:
         def act() -> None:
-            state = self._known(name)
-            if not assume_clean or "Primary" not in (state.role, state.peer_role):
-                raise CommandFailed(program="drbdadm", status=10, output="Need one Primary node to resize.")
             for kernel in self.wires.kernels.values():
                 if name in kernel.resources:
                     kernel.sizes[name] = kernel._volume(kernel.files[name].local.data)
 
-        self._do("resize", name, act)
+        def agree() -> None:
+            with self.wires.changed:
+                act()
+                self.wires.settle()
+
+        self._do("resize", name, lambda: self._known(name) and None)
+        with self.wires.changed:
+            state = self._known(name)
+            if not assume_clean or "Primary" not in (state.role, state.peer_role):
+                raise CommandFailed(program="drbdadm", status=10, output="Need one Primary node to resize.")
+        # The kernels agree on it after the command has ended.
+        threading.Timer(0.2, agree).start()
 
     def connect(self, name: str, *, discard_my_data: bool = False) -> None:
         del discard_my_data
