@@ -6,9 +6,10 @@ import contextvars
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from contextlib import suppress
 from typing import Protocol
 
-from mcvirt.errors import Conflict, DrbdUnavailable, McvirtError
+from mcvirt.errors import Conflict, DeadlinePassed, DrbdUnavailable, McvirtError
 from mcvirt.types.drbd import ResourceState
 from mcvirt.types.verification import Verification
 from mcvirtd.drbd.comparing import Comparison, Kernel
@@ -22,6 +23,7 @@ from mcvirtd.tasks.task import Progress, current_task, step
 SCHEDULE = "schedule"
 LOOK_EVERY = 0.5
 ALIVE_WITHIN = 10.0
+SETTLE_WITHIN = 5.0
 
 
 class Throttle(Kernel, Protocol):
@@ -76,15 +78,21 @@ class Verifier:
         verifications: Verifications,
         locks: Locks,
         comparison: Comparison | None = None,
+        settle_within: float = SETTLE_WITHIN,
     ) -> None:
         self._kernel = kernel
         self._reader = reader
         self._verifications = verifications
         self._locks = locks
         self._comparison = comparison or Comparison(kernel, reader)
+        self._settle_within = settle_within
 
     def verify(self, disk: DiskRecord, by: str, rate: int, report: Callable[[int], None]) -> Verification:
         """Verify *disk* and record how that ended; what keeps it from being begun is raised, and recorded nowhere."""
+        name = known_state(self._reader, disk).name
+        with suppress(DeadlinePassed):
+            # One that was just made, or copied, is told of bit by bit.
+            self._reader.wait(name, _settled, self._settle_within, current_task().cancelled)
         check_verifiable(disk, known_state(self._reader, disk))
         with self._locks.hold(f"disk:{disk.id}"):
             state = known_state(self._reader, disk)
@@ -104,6 +112,10 @@ class Verifier:
             run = self._verifications.end(unfinished, outcome)
         current_task().check()
         return shown(disk, run)
+
+
+def _settled(state: ResourceState | None) -> bool:
+    return state is None or not state.connected or state.both_good or state.checking or state.copying
 
 
 One = Callable[[DiskRecord, Callable[[int], None]], Verification]

@@ -506,11 +506,7 @@ class TestRoles:
 def test_backend_is_not_deleted_under_a_claim(pair: Pair) -> None:
     with pair.store.change() as change:
         change.put(
-            ReplicaClaimRecord(
-                disk="hd-x", backend="pool", minor=1, port=7789, nodes=("n1", "n2"), coordinator="n2"
-            )
+            ReplicaClaimRecord(disk="hd-x", backend="pool", minor=1, port=7789, nodes=("n1", "n2"), coordinator="n2")
         )
     with pytest.raises(Conflict, match="being made"):
         pair.storage.delete("pool")
-
-

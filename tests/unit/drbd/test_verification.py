@@ -115,6 +115,7 @@ class World:
             verifications=self.verifications,
             locks=self.locks,
             comparison=comparison,
+            settle_within=0.5,
         )
         self.service = VerificationService(
             store=self.store,
@@ -330,6 +331,19 @@ def test_what_cannot_be_verified_is_refused_and_nothing_begun(world: World, said
     raised = error(lambda: world.service.verify("web1"))
     assert isinstance(raised, Conflict) and why in str(raised)
     assert world.kernel.commands == [] and world.record().runs == () and world.journal.due() == {}
+
+
+def test_one_that_is_just_becoming_good_is_waited_for(world: World) -> None:
+    world.furnish().says("verify", recorded.CLEAN)
+    change = f"change peer-device name:{world.resource()} volume:0"
+    world.kernel.say(f"{change} peer-disk:Inconsistent")
+    world.reader.wait(world.resource(), lambda state: state is not None and not state.both_good, SOON)
+    world.verifier._settle_within = SOON
+    thread, found = in_background(lambda: world.service.verify("web1"), Task("v", "web1", "alice", "n1"))
+    thread.join(0.2)
+    world.kernel.say(f"{change} peer-disk:UpToDate")
+    thread.join(SOON)
+    assert found[0][0].result == "clean"  # type: ignore[index]
 
 
 def test_a_command_that_fails_is_told_and_nothing_is_recorded(world: World) -> None:
