@@ -127,13 +127,14 @@ class Autostart:
 
     def _start_all(self, kinds: frozenset[AutoStart], only: frozenset[str] | None = None) -> None:
         """Start the machines of *kinds*; of these *only*, where they are named."""
+        sure = self._is_sure()  # before the list: becoming sure may change which machines are this node's
         try:
             wanted = sorted(
                 name
                 for name, autostart in self._vms().items()
                 if autostart in kinds and (only is None or name in only)
             )
-            held = () if self._is_sure() else [name for name in wanted if not self._bound(name)]
+            held = () if sure else [name for name in wanted if not self._bound(name)]
         except Exception:
             log.exception("the virtual machines to start could not be listed")
             return

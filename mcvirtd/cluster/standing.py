@@ -23,9 +23,10 @@ class Replication(Protocol):
 class Standing:
     """A node that was off may have been replaced: as the leader, and for machines that others could go on with.
 
-    It is sure of its records once it has heard more than half of all members (of two, the other one), none of which
-    knows of a newer leader, and is where its leader is. From then on it stays sure: as long as mcvirtd runs the node
-    is not off, and nothing of it is taken over. *members* are all, this node included.
+    It is sure of its records once it has heard every member, none of which knows of a newer leader, and is where its
+    leader is. Fewer would not do: by an operator's word one member alone may have gone on, and only that one knows.
+    From then on it stays sure: as long as mcvirtd runs the node is not off, and nothing of it is taken over. *members*
+    are all, this node included.
     """
 
     def __init__(self, node: str, replication: Replication, members: Callable[[], Collection[str]]) -> None:
@@ -43,6 +44,6 @@ class Standing:
     def _found_out(self) -> bool:
         if self._replication.alone:
             return True
-        members = self._members()
-        heard = [name for name in members if name == self._node or self._replication.revision_of(name) is not None]
-        return len(heard) * 2 > len(members) and self._replication.catch_up()
+        others = [name for name in self._members() if name != self._node]
+        heard = all(self._replication.revision_of(name) is not None for name in others)
+        return heard and self._replication.catch_up()

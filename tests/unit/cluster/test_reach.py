@@ -94,7 +94,10 @@ class Replication:
         (("n1", "n2"), {"n2"}, True, True),
         (("n1", "n2"), {"n2"}, False, False),
         (("n1", "n2", "n3"), set(), True, False),
-        (("n1", "n2", "n3"), {"n3"}, True, True),
+        (("n1", "n2", "n3"), {"n3"}, True, False),
+        (("n1", "n2", "n3"), {"n2", "n3"}, True, True),
+        (("n1", "n2", "n3"), {"n2", "n3"}, False, False),
+        (("n1", "n2", "n3", "n4", "n5"), {"n2", "n3", "n4"}, True, False),
     ],
 )
 def test_when_a_node_knows_what_has_become_of_the_cluster(
@@ -107,6 +110,28 @@ def test_when_a_node_knows_what_has_become_of_the_cluster(
     if sure:
         replication.heard, replication.leads = set(), False
         assert standing.sure(), "and stays sure"
+
+
+def test_two_nodes_that_return_together_are_not_sure_before_they_hear_the_one_that_went_on() -> None:
+    """By an operator's word n2 alone took over from n1, which led: the majority of n1 and n3 knows nothing of it."""
+    replication = Replication()
+    replication.heard, replication.leads = {"n3"}, True
+    standing = Standing("n1", replication, lambda: ("n1", "n2", "n3"))
+    assert not standing.sure()
+    replication.heard, replication.leads = {"n2", "n3"}, False
+    assert not standing.sure(), "n2 leads by now, and n1 has not caught up"
+    replication.leads = True
+    assert standing.sure()
+
+
+def test_a_member_that_is_removed_is_not_waited_for() -> None:
+    replication = Replication()
+    replication.heard, replication.leads = {"n2"}, True
+    members = ["n1", "n2", "n3"]
+    standing = Standing("n1", replication, lambda: members)
+    assert not standing.sure()
+    members.remove("n3")
+    assert standing.sure()
 
 
 def test_a_cluster_of_one_is_sure() -> None:

@@ -196,3 +196,27 @@ def test_what_others_could_have_taken_over_waits_until_the_node_is_sure(machines
     machines.autostart.stop()
     assert machines.started == ["poll", "boot"]
     assert machines.autostart.warnings() == ()
+
+
+def test_what_becoming_sure_takes_from_this_node_is_not_started(machines: Machines) -> None:
+    """To be sure the node catches up with its leader, which may say that a machine is another node's by now."""
+
+    def sure() -> bool:
+        with machines.changed:
+            machines.stopped.pop("gone", None)
+        return True
+
+    machines.autostart = Autostart(
+        store=machines.store,
+        vms=machines.vms,
+        start=machines.start,
+        libvirt_ready=machines.ready,
+        sure=sure,
+        bound=lambda name: name == "poll",
+    )
+    machines.stopped = {**ALL, "gone": AutoStart.ON_BOOT}
+    machines.autostart.start()
+    machines.wait(lambda: {"boot", "poll"} <= set(machines.started))
+    machines.autostart.stop()
+    assert sorted(machines.started) == ["boot", "poll"]
+    assert machines.autostart.warnings() == ()
