@@ -120,15 +120,16 @@ class Replica:
             raise NotLeader(leader=self.leader)
         if base != self._log.position():
             raise StaleChange(revision=self._log.position().revision)
-        self._require_majority(silent, without)
+        self._require_majority([name for name in self._log.members() if name not in silent], without)
         entry = self._append(change)
         away = yield from self._push(entry, without)
         return Committed(entry, tuple(away))
 
-    def _require_majority(self, silent: Names, without: Names) -> None:
+    def _require_majority(self, agreeing: Names, without: Names) -> None:
+        """Raise NoMajority unless this member and those *agreeing* are more than half of all but those *without*."""
         members = self._log.members()
         counting = [name for name in members if name == self.name or name not in without]
-        heard = [name for name in counting if name == self.name or name not in silent]
+        heard = [name for name in counting if name == self.name or name in agreeing]
         if len(members) > 2 and len(heard) * 2 <= len(counting):
             raise NoMajority(heard=len(heard), members=len(counting))
 
@@ -260,12 +261,14 @@ class Replica:
 
     # --- promoting --------------------------------------------------------------------------------------------------
 
-    def promote(self, *, confirmed: bool, planned: bool = False) -> Procedure[Committed]:
+    def promote(self, *, confirmed: bool, planned: bool = False, without: Names = ()) -> Procedure[Committed]:
         """Make this member the leader of a new epoch.
 
         Raises LeaderAlive if the leader answers or another member reaches it, and PromotionUnconfirmed where less than
-        a majority of all members answers and no operator has *confirmed* that the leader is off. *planned* takes over
-        from a leader that must be alive: it is asked like the others, and promises, so that nothing of it is lost.
+        a majority of all members answers and no operator has *confirmed* that the leader is off. Where an operator
+        wants to go on *without* some, a majority of the others will do, and NoMajority is raised where it is missing:
+        a member that is silent and not named is not passed over. *planned* takes over from a leader that must be
+        alive: it is asked like the others, and promises, so that nothing of it is lost.
         """
         others = self.others()
         answers = yield Ask({name: {"kind": "status"} for name in others}, ASK_WITHIN)
@@ -277,9 +280,8 @@ class Replica:
             self._refuse_if_alive(leader, alive)
         elif leader not in alive and leader != self.name:
             raise LeaderUnreachable(leader=leader)
-        agreeing = len(alive) + 1
-        if not confirmed and agreeing * 2 <= len(others) + 1:
-            raise PromotionUnconfirmed(leader=leader, heard=agreeing, members=len(others) + 1)
+        if not confirmed:
+            self._require_agreement(leader, alive, without)
         best = max(alive, key=lambda name: read_position(alive[name]["position"]), default=None)
         if best is not None and read_position(alive[best]["position"]) > self._log.position():
             yield from self.catch_up(best)
@@ -291,15 +293,25 @@ class Replica:
         # A member that stored more between its status and its promise would lose it to us: begin anew.
         newer = [name for name in granted if read_position((promises[name] or {})["position"]) > self._log.position()]
         refused = [name for name, answer in promises.items() if answer and not answer.get("granted")]
-        if newer or refused or (not confirmed and (len(granted) + 1) * 2 <= len(others) + 1):
+        if newer or refused:
             raise PromotionUnconfirmed(leader=leader, heard=len(granted) + 1, members=len(others) + 1)
+        if not confirmed:
+            self._require_agreement(leader, granted, without)
         if epoch < self._log.promised():  # the same, if a heartbeat was faster in saying that it was promised to us
             raise NotLeader(leader=self.leader)
         away = [name for name in others if name not in granted]
         # Stored with the promise in it: a leader of that epoch that has not said so must never come back from a crash.
         entry = self._append(self._log.promotion(self.name, number, away), epoch)
-        left = yield from self._push(entry, away if confirmed else ())
+        left = yield from self._push(entry, away if confirmed else without)
         return Committed(entry, tuple(left))
+
+    def _require_agreement(self, leader: str, agreeing: Names, without: Names) -> None:
+        if without:
+            self._require_majority(agreeing, without)
+            return
+        members = self._log.members()
+        if (len(agreeing) + 1) * 2 <= len(members):
+            raise PromotionUnconfirmed(leader=leader, heard=len(agreeing) + 1, members=len(members))
 
     def _refuse_if_alive(self, leader: str, alive: Mapping[str, Message]) -> None:
         if self.is_leader or (leader in alive and alive[leader].get("leads")):

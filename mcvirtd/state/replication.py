@@ -6,7 +6,7 @@ import contextvars
 import logging
 import secrets
 import threading
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, Protocol, TypeVar
 
@@ -66,8 +66,8 @@ _without: contextvars.ContextVar[frozenset[str]] = contextvars.ContextVar("witho
 def going_on_without(names: Iterable[str]) -> Iterator[None]:
     """In the block, an operator's word counts that these members are gone.
 
-    A leader among them that does not answer is replaced by this node, unless any member reaches it; and they do not
-    count when a majority is asked for.
+    They do not count when a majority is asked for. A leader among them that does not answer is replaced by this node,
+    unless any member reaches it; most of the members that count must agree to that.
     """
     token = _without.set(frozenset(names))
     try:
@@ -169,7 +169,7 @@ class Replicator:
         if leader == self.name or leader not in given_up() or leader not in self._transport.silent():
             return
         log.warning("an operator says that the leader '%s' is off: this node takes its place", leader)
-        self.promote(confirmed=True)
+        self.promote(confirmed=False, without=given_up())
         self.replaced(leader)
 
     def _own_turn(self) -> tuple[str, str, Position]:
@@ -411,10 +411,10 @@ class Replicator:
 
     # --- leading ----------------------------------------------------------------------------------------------------
 
-    def promote(self, *, confirmed: bool, planned: bool = False) -> tuple[str, ...]:
+    def promote(self, *, confirmed: bool, planned: bool = False, without: Collection[str] = ()) -> tuple[str, ...]:
         """Make this node the leader; returns the members that do not know yet. See `Replica.promote`."""
         turn = self._take_turn()
         try:
-            return self._run(self.replica.promote(confirmed=confirmed, planned=planned)).away
+            return self._run(self.replica.promote(confirmed=confirmed, planned=planned, without=without)).away
         finally:
             self._turns.give(turn)

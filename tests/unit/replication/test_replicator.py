@@ -238,6 +238,49 @@ def test_one_of_three_goes_on_by_an_operators_word(three: Cluster) -> None:
     assert three.networks("n1") == {"lan", "wan"}
 
 
+def test_an_operators_word_about_the_leader_is_none_about_others_that_are_silent(tmp_path: Path) -> None:
+    five = Cluster(tmp_path, 5)
+    five.wires.down.add("n1")
+    five.wires.cut |= {frozenset(("n5", other)) for other in ("n2", "n3", "n4")}
+    n5 = five.members["n5"]
+    before = (n5.replica.position(), n5.log.promised())
+    with going_on_without(["n1"]), pytest.raises(NoMajority) as caught:
+        five.put("n5", "lan")
+    assert (caught.value.heard, caught.value.members) == (1, 4)  # type: ignore[attr-defined]
+    assert (n5.replica.position(), n5.log.promised()) == before, "nothing was promised"
+    five.members["n2"].promote(confirmed=False)
+    five.put("n3", "wan")
+    five.heal()
+    five.assert_same()
+    assert all(member.replica.leader == "n2" for member in five.members.values())
+    assert five.networks("n5") == {"wan"}
+    assert not any(member.log.conflicts() for member in five.members.values())
+
+
+def test_an_operators_word_replaces_a_leader_where_most_of_the_others_agree(tmp_path: Path) -> None:
+    four = Cluster(tmp_path, 4)
+    four.wires.down |= {"n1", "n4"}
+    with going_on_without(["n1"]):  # two of four are no majority; of the three that count they are
+        assert four.put("n3", "lan") == {"n1", "n4"}
+    four.heal()
+    four.assert_same()
+    assert four.networks("n4") == {"lan"}
+
+
+def test_who_answers_but_does_not_promise_does_not_agree(three: Cluster) -> None:
+    three.wires.down.add("n1")
+    position = three.members["n3"].replica.position()
+    answer = three.members["n2"].handle
+
+    def without_a_promise(sender: str, message: Message) -> Message:
+        return answer(sender, message) if message["kind"] == "status" else {"error": {"name": "Failed", "fields": {}}}
+
+    three.members["n2"].handle = without_a_promise  # type: ignore[method-assign]
+    with going_on_without(["n1"]), pytest.raises(NoMajority):
+        three.put("n3", "lan")
+    assert three.members["n3"].replica.position() == position
+
+
 def test_promotion_is_refused_while_the_leader_lives(three: Cluster) -> None:
     with pytest.raises(LeaderAlive):
         three.members["n2"].promote(confirmed=True)

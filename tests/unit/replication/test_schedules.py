@@ -5,6 +5,7 @@ for on all members. When everything is whole again and quiet, these must hold:
 
 1. All members have the same position, the same configuration, and nobody is away.
 2. A change that was acknowledged stands; where an operator forced a promotion, it stands or is kept aside and shown.
+   An operator's word that goes on without the leader alone, true or not, forces nothing: most of the others agree.
 3. No change stands twice, and what stands has one order everywhere.
 4. One place in the history (epoch, revision) never held two different changes, and so no epoch had two leaders.
 5. A change that any member ever stored stands, or is kept aside: no divergence that is not reported.
@@ -22,7 +23,7 @@ import pytest
 from mcvirt.errors import McvirtError
 from mcvirtd.state import parts
 from mcvirtd.state.order import Entry, Position
-from mcvirtd.state.replicate import Procedure, Replica
+from mcvirtd.state.replicate import Committed, Procedure, Replica
 from tests.unit.replication.simulation import MemoryLog, World
 
 SCHEDULES = int(os.environ.get("SCHEDULES", "300"))
@@ -38,12 +39,20 @@ class Schedule:
     """One run of the world from a seed."""
 
     def __init__(
-        self, seed: int, size: int, *, forced: bool, keep: int = 1000, replica: type[Replica] = Replica
+        self,
+        seed: int,
+        size: int,
+        *,
+        forced: bool,
+        without_leader: bool = False,
+        keep: int = 1000,
+        replica: type[Replica] = Replica,
     ) -> None:
         self.names = [f"n{number}" for number in range(1, size + 1)]
         self.world = World(seed, self.names, keep, replica)
         self.random = self.world.random
         self.forced = forced
+        self.without_leader = without_leader
         self.asked = 0
         self.acknowledged: set[int] = set()
         self.forced_once = False
@@ -106,7 +115,8 @@ class Schedule:
         leader.turn_taken = True
         change = msgspec.json.encode({"value": value}).decode()
         silent = [name for name in self.names if not self.world.hears(leader.name, name)]
-        procedure = leader.replica.order(change, leader.replica.position(), silent)
+        without = [name for name in silent if self.without_leader and self.random.random() < 0.5][:1]
+        procedure = leader.replica.order(change, leader.replica.position(), silent, without)
 
         def done(result: Any, error: McvirtError | None) -> None:
             if leader.life == life:
@@ -149,7 +159,9 @@ class Schedule:
 
             self.world.drive(leader, node.replica.readmit(member, position), done)
 
-    def _promote(self, name: str, *, confirmed: bool, everything_answers: bool = False) -> None:
+    def _promote(
+        self, name: str, *, confirmed: bool, everything_answers: bool = False, without: Collection[str] = ()
+    ) -> None:
         node = self.world.nodes[name]
         if not node.up or node.turn_taken:
             return
@@ -161,7 +173,7 @@ class Schedule:
             if node.life == life:
                 node.turn_taken = False
 
-        self.world.drive(name, node.replica.promote(confirmed=confirmed), done)
+        self.world.drive(name, node.replica.promote(confirmed=confirmed, without=without), done)
 
     def _start(self, name: str) -> None:
         node = self.world.nodes[name]
@@ -189,6 +201,9 @@ class Schedule:
             self._start(name)
         elif kind == "loss":
             world.loss = draw.choice([0.0, 0.0, 0.1, 0.4])
+        elif kind == "promote" and self.without_leader:
+            leader = world.nodes[name].replica.leader
+            self._promote(name, confirmed=False, without=() if world.hears(name, leader) else (leader,))
         elif kind == "promote":
             self._promote(name, confirmed=self.forced and draw.random() < 0.5)
 
@@ -239,6 +254,11 @@ def test_random_schedules(size: int, forced: bool) -> None:
     assert acknowledged > SCHEDULES * 5, "hardly anything happened"
 
 
+@pytest.mark.parametrize("size", [3, 5])
+def test_going_on_without_the_leader_loses_nothing(size: int) -> None:
+    assert run_all(30_000, size, SCHEDULES, forced=False, without_leader=True) > SCHEDULES * 5
+
+
 @pytest.mark.parametrize("size", [2, 3])
 def test_members_far_behind_get_a_snapshot(size: int) -> None:
     assert run_all(10_000, size, SCHEDULES // 3, forced=True, keep=5) > 0
@@ -282,6 +302,19 @@ class ForgetsConflicts(Replica):
         before = list(log.disk.aside)
         super()._replace(answer)
         log.disk.aside = before
+
+
+class PassesOverEverybody(Replica):
+    """Seeded mistake: who goes on without one member goes on without all that are silent."""
+
+    def promote(self, *, confirmed: bool, planned: bool = False, without: Collection[str] = ()) -> Procedure[Committed]:
+        return super().promote(confirmed=confirmed or bool(without), planned=planned)
+
+
+@pytest.mark.parametrize("size", [3, 5])
+def test_passing_over_who_was_not_named_is_found(size: int) -> None:
+    with pytest.raises(AssertionError, match="acknowledged changes do not stand"):
+        run_all(30_000, size, SCHEDULES, forced=False, without_leader=True, replica=PassesOverEverybody)
 
 
 @pytest.mark.parametrize("mistake", [AcknowledgesFirst, StoresAnything, ForgetsConflicts])
