@@ -25,10 +25,10 @@ from mcvirtd.state.records import DiskRecord, NodeRecord, VmRecord
 from mcvirtd.tasks.task import current_task
 from mcvirtd.vm.design import Machine
 from mcvirtd.vm.ground import Ground
+from mcvirtd.vm.unsettled import SETTLE
 
 log = logging.getLogger(__name__)
 
-SETTLE = "migration.settle"
 # libvirt itself waits 30 s for a domain that is busy.
 ABANDON_WITHIN = 60.0
 Outcome = Literal["here", "there", "gone"]
@@ -50,8 +50,7 @@ class Settlement:
 
     def due(self) -> list[Ticket]:
         """The migrations from this node that are under way, or are not settled yet."""
-        entries = self._store.query("SELECT arguments FROM journal WHERE act = ?", (SETTLE,))
-        return [Ticket.from_journal(msgspec.json.decode(text)["ticket"]) for (text,) in entries]
+        return [Ticket.from_journal(arguments["ticket"]) for _, arguments in self._journal.due_of(SETTLE)]
 
     def _settle_entry(self, ticket: dict[str, Any]) -> None:
         found = Ticket.from_journal(ticket)

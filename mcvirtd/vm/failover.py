@@ -28,6 +28,7 @@ from mcvirtd.vm import checks
 from mcvirtd.vm.design import Machine
 from mcvirtd.vm.ground import Ground
 from mcvirtd.vm.power import Power
+from mcvirtd.vm.unsettled import settled
 
 log = logging.getLogger(__name__)
 
@@ -93,6 +94,8 @@ class Failover:
         reasons = Reasons()
         with reasons.gather():
             checks.unlocked(vm)
+        with reasons.gather():
+            settled(self._journal, vm.name)
         if self._node not in vm.nodes:
             reasons.add(UnsuitableNode(name=vm.name, node=self._node, nodes=", ".join(vm.nodes)))
         for disk in machine.disks:
