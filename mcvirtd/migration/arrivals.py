@@ -80,7 +80,8 @@ class Arrivals(ArrivalApi):
 
     def expects(self, name: str) -> bool:
         """Whether the machine may just be coming here."""
-        return name in self._expected
+        expected, vm = self._expected.get(name), self._store.get(VmRecord, name)
+        return expected is not None and vm is not None and vm.uuid == expected.uuid and vm.node == expected.source
 
     # --- looking ------------------------------------------------------------------------------------------------------
 
@@ -265,7 +266,7 @@ class Arrivals(ArrivalApi):
         name, uuid = traveller.name, traveller.uuid
         with self._locks.hold(f"vm:{name}"):
             vm = self._store.get(VmRecord, name)
-            if vm is not None and vm.node == self._node:
+            if vm is not None and vm.uuid == uuid and vm.node == self._node:
                 raise Conflict(text=f"Virtual machine '{name}' is registered on node '{self._node}'.")
             state = self._hypervisor.look(uuid)
             if state is not None and state.active:

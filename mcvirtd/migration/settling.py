@@ -71,6 +71,7 @@ class Settlement:
         with self._locks.hold(f"vm:{ticket.name}"):
             vm = self._store.get(VmRecord, ticket.name)
             if vm is None or vm.uuid != ticket.uuid or vm.node not in (ticket.source, ticket.target):
+                self._abandon_there(ticket)
                 self._clear_here(ticket, vm)
                 return "gone"
             machine = self._domains.machine(ticket.name)
@@ -164,12 +165,15 @@ class Settlement:
         if vm is not None and vm.uuid == ticket.uuid:
             self._disks.each("finish", self._domains.machine(ticket.name), ticket)
 
+    def _abandon_there(self, ticket: Ticket) -> None:
+        if self._store.get(NodeRecord, ticket.target) is not None:
+            self._ask(ticket.target, "abandon", within=ABANDON_WITHIN, traveller=msgspec.to_builtins(ticket.traveller))
+
     # --- here -------------------------------------------------------------------------------------------------------
 
     def _stay(self, ticket: Ticket, machine: Machine) -> Outcome:
         """Nothing of the machine on the other node, and the guest as it was."""
-        if self._store.get(NodeRecord, ticket.target) is not None:
-            self._ask(ticket.target, "abandon", within=ABANDON_WITHIN, traveller=msgspec.to_builtins(ticket.traveller))
+        self._abandon_there(ticket)
         self._disks.each("abandon", machine, ticket)
         state = self._hypervisor.look(ticket.uuid)
         if state is None or not state.persistent:

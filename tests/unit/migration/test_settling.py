@@ -15,7 +15,7 @@ from mcvirtd.migration.disks import CopiedDisks, DisksOfMachines
 from mcvirtd.migration.settling import Settlement
 from mcvirtd.migration.ticket import Ticket
 from mcvirtd.migration.volumes import Copies
-from mcvirtd.state.records import BackendRecord, DiskRecord
+from mcvirtd.state.records import BackendRecord, DiskRecord, VmRecord
 from mcvirtd.vm.unsettled import SETTLE
 from tests.unit.vm.world import World
 
@@ -187,7 +187,19 @@ def test_machine_that_was_deleted_meanwhile_leaves_nothing(story: Story) -> None
     story.world.stop()
     assert story.world.delete() is None
     assert story.settlement.settle(story.ticket) == "gone"
-    assert story.asked == [] and story.state() is None
+    assert story.asked == ["abandon"] and story.state() is None
+
+
+def test_machine_that_was_taken_over_meanwhile_is_not_expected_there_any_more(story: Story) -> None:
+    story.world.stop()
+    with story.world.store.change() as change:
+        change.edit(VmRecord, "web1", node="n3")
+    story.away = True
+    with pytest.raises(NodeUnreachable):
+        story.settlement.settle(story.ticket)
+    story.away = False
+    assert story.settlement.settle(story.ticket) == "gone"
+    assert story.asked == ["abandon"] and story.state() is None
 
 
 def test_stopped_machine_is_where_its_record_says(world: World) -> None:
