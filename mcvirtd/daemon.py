@@ -39,7 +39,7 @@ from mcvirtd.cluster.elsewhere import BridgesElsewhere, locations_by_node
 from mcvirtd.cluster.forwarding import Forwarding, PeerService, TasksElsewhere
 from mcvirtd.cluster.keys import Keys
 from mcvirtd.cluster.presence import Presence
-from mcvirtd.cluster.reach import Reach, asking
+from mcvirtd.cluster.reach import Reach, asking, looking
 from mcvirtd.cluster.routing import Router
 from mcvirtd.cluster.standing import Standing
 from mcvirtd.drbd.whole import Drbd
@@ -153,6 +153,7 @@ class Daemon:
             members=presence.members.others,
             status=presence.peers.status,
             ask=asking(presence.peers),
+            look=looking(presence.peers),
             leader=lambda: replicator.replica.leader,
         )
         journal = self._journal = Journal(store)

@@ -81,3 +81,8 @@ class ArrivalApi:
     def start(self, name: str) -> None:
         """Start the machine, which is registered here now."""
         raise NotImplementedError
+
+    @remote(needs=Access.PEER, reads=True)
+    def sends(self, uuid: str) -> bool:
+        """Asked the other way round: whether a migration of the machine to the node that asks is not settled here."""
+        raise NotImplementedError

@@ -261,13 +261,18 @@ class Peers:
             return None
 
     def call_all(
-        self, nodes: Sequence[str], operation: str, arguments: dict[str, Any], within: float
+        self,
+        nodes: Sequence[str],
+        operation: str,
+        arguments: dict[str, Any],
+        within: float,
+        object_id: str = "peer",
     ) -> dict[str, msgspec.Raw | McvirtError]:
-        """The results of an operation of PeerApi on several nodes at the same time, or why there is none."""
+        """The results of an operation (of PeerApi) on several nodes at the same time, or why there is none."""
 
         def one(node: str) -> msgspec.Raw | McvirtError:
             try:
-                return self.call(node, "peer", operation, arguments, within)
+                return self.call(node, object_id, operation, arguments, within)
             except McvirtError as error:
                 return error
 

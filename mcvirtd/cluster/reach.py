@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping
 import msgspec
 
 from mcvirt.errors import LeaderUnreachable, McvirtError
+from mcvirt.types.arrival import Whereabouts
 from mcvirtd.cluster.peers import DEFAULT_PORT, Peers, PeerStatus
 from mcvirtd.cluster.tls import pinned_context
 from mcvirtd.state.records import NodeRecord
@@ -45,7 +46,7 @@ def identify(address: str, port: int, fingerprint: str, within: float = KNOCK_WI
 class Reach:
     """*members* gives the records of the other nodes, *leader* who orders the changes of the cluster.
 
-    *ask* has nodes say how they reach another one, as `how` does.
+    *ask* has nodes say how they reach another one, as `how` does, and *look* what their libvirt says of a machine.
     """
 
     def __init__(
@@ -55,6 +56,7 @@ class Reach:
         members: Callable[[], Mapping[str, NodeRecord]],
         status: Callable[[str], PeerStatus],
         ask: Callable[[list[str], str], Mapping[str, str | McvirtError]],
+        look: Callable[[list[str], str], Mapping[str, Whereabouts | McvirtError]],
         leader: Callable[[], str],
         knock: Callable[[str, int], bool] = knock,
     ) -> None:
@@ -62,6 +64,7 @@ class Reach:
         self._members = members
         self._status = status
         self._ask = ask
+        self._look = look
         self._leader = leader
         self._knock = knock
 
@@ -90,6 +93,10 @@ class Reach:
                 return f"node '{name}' reaches it ({answer})."
         return ""
 
+    def whereabouts(self, uuid: str) -> Mapping[str, Whereabouts | McvirtError]:
+        """What the other members that answer have of the machine, by their names, or why one of them can't say."""
+        return self._look([name for name in self._members() if self._status(name).reachable], uuid)
+
     def require_leader(self) -> None:
         """Raise LeaderUnreachable if a change can't be ordered now, because its leader does not answer."""
         leader = self._leader()
@@ -110,3 +117,16 @@ def asking(peers: Peers) -> Callable[[list[str], str], Mapping[str, str | Mcvirt
         }
 
     return ask
+
+
+def looking(peers: Peers) -> Callable[[list[str], str], Mapping[str, Whereabouts | McvirtError]]:
+    """What has members say what their libvirt has of a machine."""
+
+    def look(members: list[str], uuid: str) -> Mapping[str, Whereabouts | McvirtError]:
+        answers = peers.call_all(members, "whereabouts", {"uuid": uuid}, ASK_WITHIN, "arrival")
+        return {
+            name: answer if isinstance(answer, McvirtError) else msgspec.json.decode(answer, type=Whereabouts)
+            for name, answer in answers.items()
+        }
+
+    return look

@@ -6,7 +6,7 @@ import contextlib
 import logging
 import ssl
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 import msgspec
@@ -22,8 +22,9 @@ from mcvirtd.host.facts import Memory
 from mcvirtd.hypervisor.moving import MovingVerbs
 from mcvirtd.hypervisor.states import DomainState
 from mcvirtd.migration import carrying, sockets
+from mcvirtd.migration.expectations import Expectations, awaited
 from mcvirtd.migration.sockets import CHANNELS
-from mcvirtd.migration.ticket import disks_in
+from mcvirtd.migration.ticket import Ticket, disks_in
 from mcvirtd.migration.volumes import Copies, here
 from mcvirtd.reasons import Reasons
 from mcvirtd.state.records import VmRecord
@@ -46,7 +47,10 @@ class Expected(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Arrivals(ArrivalApi):
-    """*carry_on* has the connection of the call that is being answered carried; *memory* measures this node."""
+    """*expectations* outlive this process, *leaving* gives the migrations from here that are not settled.
+
+    *carry_on* has the connection of the call that is being answered carried; *memory* measures this node.
+    """
 
     def __init__(
         self,
@@ -55,6 +59,8 @@ class Arrivals(ArrivalApi):
         hypervisor: MovingVerbs,
         uri: str,
         copies: Copies,
+        expectations: Expectations,
+        leaving: Callable[[], Sequence[Ticket]],
         power: Power,
         accelerator: AcceleratorOfNode,
         memory: Callable[[], Memory],
@@ -70,6 +76,8 @@ class Arrivals(ArrivalApi):
         self._hypervisor = hypervisor
         self._uri = uri
         self._copies = copies
+        self._expectations = expectations
+        self._leaving = leaving
         self._power = power
         self._accelerator = accelerator
         self._memory = memory
@@ -79,8 +87,8 @@ class Arrivals(ArrivalApi):
         self._carried: dict[str, set[ssl.SSLSocket]] = {}
 
     def expects(self, name: str) -> bool:
-        """Whether the machine may just be coming here."""
-        return name in self._expected
+        """Whether the machine may just be coming here, or have come without its record saying so."""
+        return awaited(self._store, self._ground.journal, name)
 
     # --- looking ------------------------------------------------------------------------------------------------------
 
@@ -192,6 +200,11 @@ class Arrivals(ArrivalApi):
             if traveller.online:
                 sockets.prepare(self._hypervisor.guests_user())
             close = self._ground.journal.keep_open()
+            try:
+                self._expectations.begin(vm, peer)
+            except BaseException:
+                close()
+                raise
             self._expected[vm.name] = Expected(source=peer, uuid=vm.uuid, close=close)
 
     def make_volume(self, name: str, disk: str) -> None:
@@ -265,7 +278,7 @@ class Arrivals(ArrivalApi):
         name, uuid = traveller.name, traveller.uuid
         with self._locks.hold(f"vm:{name}"):
             vm = self._store.get(VmRecord, name)
-            if vm is not None and vm.node == self._node:
+            if vm is not None and vm.uuid == uuid and vm.node == self._node:
                 raise Conflict(text=f"Virtual machine '{name}' is registered on node '{self._node}'.")
             state = self._hypervisor.look(uuid)
             if state is not None and state.active:
@@ -279,13 +292,19 @@ class Arrivals(ArrivalApi):
             for disk in () if vm is None else disks_in(self._machine(name), traveller.copied):
                 self._copies.drop(disk.id, disk.backend, disk.volume)
                 self._copies.forget(disk.id)
-            self._forget(name)
+            if vm is None or vm.uuid == uuid:  # it may be another machine of that name that is to come now
+                self._forget(name)
+
+    def sends(self, uuid: str) -> bool:
+        peer = current_caller().peer
+        return any(ticket.uuid == uuid and ticket.target == peer for ticket in self._leaving())
 
     def start(self, name: str) -> None:
         with self._locks.hold(f"vm:{name}"):
             self._power.start(name, None)
 
     def _forget(self, name: str) -> None:
+        self._expectations.end(name)
         expected = self._expected.pop(name, None)
         with self._lock:
             carried = list(self._carried.get(name, ()))

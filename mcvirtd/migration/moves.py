@@ -17,6 +17,7 @@ from mcvirtd.host import facts
 from mcvirtd.hypervisor.moving import MovingVerbs
 from mcvirtd.migration.arrivals import Arrivals
 from mcvirtd.migration.disks import CopiedDisks, DisksOfMachines, MigrationDisks
+from mcvirtd.migration.expectations import Expectations
 from mcvirtd.migration.planning import MigrationPlanner
 from mcvirtd.migration.service import MigrationService
 from mcvirtd.migration.settling import Settlement
@@ -80,6 +81,8 @@ class Moves:
             hypervisor=hypervisor,
             uri=uri,
             copies=copies,
+            expectations=Expectations(ground, ask),
+            leaving=settlement.due,
             power=power,
             accelerator=accelerator,
             memory=facts.memory,

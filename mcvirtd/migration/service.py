@@ -25,12 +25,13 @@ from mcvirtd.hypervisor.moving import JobResult, MovingVerbs
 from mcvirtd.migration.disks import Ask, DisksOfMachines
 from mcvirtd.migration.planning import MigrationPlanner, Prepared, check_words
 from mcvirtd.migration.sending import Sending
-from mcvirtd.migration.settling import SETTLE, Settlement
+from mcvirtd.migration.settling import Settlement
 from mcvirtd.migration.tunnel import Tunnel
 from mcvirtd.migration.waiting import Waits
 from mcvirtd.state.records import VmRecord
 from mcvirtd.tasks.task import current_task, step
 from mcvirtd.vm.ground import Ground
+from mcvirtd.vm.unsettled import SETTLE
 
 START_WITHIN = 60.0
 

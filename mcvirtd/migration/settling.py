@@ -25,10 +25,10 @@ from mcvirtd.state.records import DiskRecord, NodeRecord, VmRecord
 from mcvirtd.tasks.task import current_task
 from mcvirtd.vm.design import Machine
 from mcvirtd.vm.ground import Ground
+from mcvirtd.vm.unsettled import SETTLE
 
 log = logging.getLogger(__name__)
 
-SETTLE = "migration.settle"
 # libvirt itself waits 30 s for a domain that is busy.
 ABANDON_WITHIN = 60.0
 Outcome = Literal["here", "there", "gone"]
@@ -50,8 +50,7 @@ class Settlement:
 
     def due(self) -> list[Ticket]:
         """The migrations from this node that are under way, or are not settled yet."""
-        entries = self._store.query("SELECT arguments FROM journal WHERE act = ?", (SETTLE,))
-        return [Ticket.from_journal(msgspec.json.decode(text)["ticket"]) for (text,) in entries]
+        return [Ticket.from_journal(arguments["ticket"]) for _, arguments in self._journal.due_of(SETTLE)]
 
     def _settle_entry(self, ticket: dict[str, Any]) -> None:
         found = Ticket.from_journal(ticket)
@@ -72,6 +71,7 @@ class Settlement:
         with self._locks.hold(f"vm:{ticket.name}"):
             vm = self._store.get(VmRecord, ticket.name)
             if vm is None or vm.uuid != ticket.uuid or vm.node not in (ticket.source, ticket.target):
+                self._abandon_there(ticket)
                 self._clear_here(ticket, vm)
                 return "gone"
             machine = self._domains.machine(ticket.name)
@@ -165,12 +165,15 @@ class Settlement:
         if vm is not None and vm.uuid == ticket.uuid:
             self._disks.each("finish", self._domains.machine(ticket.name), ticket)
 
+    def _abandon_there(self, ticket: Ticket) -> None:
+        if self._store.get(NodeRecord, ticket.target) is not None:
+            self._ask(ticket.target, "abandon", within=ABANDON_WITHIN, traveller=msgspec.to_builtins(ticket.traveller))
+
     # --- here -------------------------------------------------------------------------------------------------------
 
     def _stay(self, ticket: Ticket, machine: Machine) -> Outcome:
         """Nothing of the machine on the other node, and the guest as it was."""
-        if self._store.get(NodeRecord, ticket.target) is not None:
-            self._ask(ticket.target, "abandon", within=ABANDON_WITHIN, traveller=msgspec.to_builtins(ticket.traveller))
+        self._abandon_there(ticket)
         self._disks.each("abandon", machine, ticket)
         state = self._hypervisor.look(ticket.uuid)
         if state is None or not state.persistent:

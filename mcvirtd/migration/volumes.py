@@ -6,6 +6,7 @@ import msgspec
 
 from mcvirt.errors import BackendUnavailable, Conflict, NoSpace, NotFound, VolumeUnusable
 from mcvirt.units import format_size
+from mcvirtd.migration.expectations import awaited
 from mcvirtd.reasons import Reasons
 from mcvirtd.state.records import BackendRecord, DiskRecord
 from mcvirtd.storage import backends
@@ -26,7 +27,7 @@ class Copies:
         self._hypervisor = ground.hypervisor
         self._node = ground.node
         self._nodes = nodes
-        ground.journal.register(DROP_COPY, self.drop)
+        ground.journal.register(DROP_COPY, self._drop_due)
 
     def check(self, disk: DiskRecord, reasons: Reasons) -> None:
         """Why a copy of the disk can't be made here."""
@@ -69,6 +70,15 @@ class Copies:
     def forget(self, disk: str) -> None:
         """The copy is the disk now, or was dropped: it is no longer due to be."""
         self._journal.withdraw(DROP_COPY, disk=disk)
+
+    def _drop_due(self, disk: str, backend: str, volume: str) -> None:
+        record = self._store.get(DiskRecord, disk)
+        if record is not None and record.vm is not None and awaited(self._store, self._journal, record.vm):
+            # The guest may have written to it: its source has to say first that it went on there.
+            raise Conflict(
+                text=f"Volume '{volume}' is kept until it is known whether virtual machine '{record.vm}' has come here."
+            )
+        self.drop(disk, backend, volume)
 
     def drop(self, disk: str, backend: str, volume: str) -> None:
         """Delete a volume that was made for a disk, or was one, unless the disk is this node's now."""

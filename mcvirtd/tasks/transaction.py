@@ -156,6 +156,11 @@ class Journal:
             if all(given.get(name) == value for name, value in arguments.items()):
                 self.forget(seq)
 
+    def due_of(self, act: str) -> list[tuple[str, dict[str, Any]]]:
+        """The tasks for which *act* is due, and with what arguments."""
+        rows = self._store.query("SELECT task, arguments FROM journal WHERE act = ? ORDER BY seq", (act,))
+        return [(str(task), msgspec.json.decode(arguments)) for task, arguments in rows]
+
     def due(self) -> dict[str, list[str]]:
         """Task to the directions of its entries that are still due."""
         found: dict[str, list[str]] = {}

@@ -27,6 +27,7 @@ from mcvirtd.vm.design import Machine
 from mcvirtd.vm.ground import Ground
 from mcvirtd.vm.planning import ChangePlanner, Plan, nodes_with
 from mcvirtd.vm.release import RELEASE_DISK
+from mcvirtd.vm.unsettled import settled
 
 log = logging.getLogger(__name__)
 
@@ -152,6 +153,8 @@ class Changes:
         with reasons.gather():
             checks.unlocked(machine.vm)
         with reasons.gather():
+            settled(self._journal, machine.vm.name)
+        with reasons.gather():
             if machine.vm.node is not None:
                 checks.registered_here(machine.vm, self._node)
                 self._domains.require_libvirt()
@@ -191,6 +194,8 @@ class Changes:
         reasons = Reasons()
         with reasons.gather():
             checks.unlocked(machine.vm)
+        with reasons.gather():
+            settled(self._journal, machine.vm.name)
         with reasons.gather():
             self._planner.check_unplug(machine, disk)
         reasons.raise_all()

@@ -17,6 +17,7 @@ from mcvirtd.tasks.task import step
 from mcvirtd.vm import checks
 from mcvirtd.vm.design import disks_of
 from mcvirtd.vm.ground import Ground
+from mcvirtd.vm.unsettled import settled
 
 
 class Deletion:
@@ -42,6 +43,8 @@ class Deletion:
                 raise VmRunning(name=name)
         with reasons.gather():
             checks.unlocked(vm)
+        with reasons.gather():
+            settled(self._journal, name)
         if vm.delete_protection:
             reasons.add(VmProtected(name=name))
         for disk in () if keep_disks else disks_of(self._store, name):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Protocol
 
 import msgspec
@@ -21,6 +21,7 @@ from mcvirt.errors import (
     VmNotRegistered,
     VmRegistered,
 )
+from mcvirt.types.arrival import Whereabouts
 from mcvirtd.reasons import Reasons
 from mcvirtd.state.records import VmRecord
 from mcvirtd.tasks.task import step
@@ -28,6 +29,7 @@ from mcvirtd.vm import checks
 from mcvirtd.vm.design import Machine
 from mcvirtd.vm.ground import Ground
 from mcvirtd.vm.power import Power
+from mcvirtd.vm.unsettled import settled
 
 log = logging.getLogger(__name__)
 
@@ -38,12 +40,18 @@ class Nodes(Protocol):
     def witness(self, node: str) -> str:
         """Who knows that *node* is there, and how, in a sentence; '' if nobody does."""
 
+    def whereabouts(self, uuid: str) -> Mapping[str, Whereabouts | McvirtError]:
+        """What the other members that answer have of the machine, by their names, or why one of them can't say."""
+
     def require_leader(self) -> None:
         """Raise LeaderUnreachable if nothing of the configuration can be changed now."""
 
 
 class Failover:
-    """Makes this node the one of a machine whose node is gone. Callers hold the machine's lock."""
+    """Makes this node the one of a machine whose node is gone. Callers hold the machine's lock.
+
+    A machine whose guest runs here already, for it came in a migration that was not settled, goes on running.
+    """
 
     def __init__(self, ground: Ground, power: Power, nodes: Nodes) -> None:
         self._store = ground.store
@@ -60,7 +68,7 @@ class Failover:
         """Take the machine over; everything is checked before anything is done."""
         machine = self._plan(name, owner_is_off)
         self._take_over(machine)
-        if start:
+        if start and not self._domains.is_active(machine.vm):
             try:
                 self._power.start(name, None)
             except McvirtError as error:
@@ -93,6 +101,8 @@ class Failover:
         reasons = Reasons()
         with reasons.gather():
             checks.unlocked(vm)
+        with reasons.gather():
+            settled(self._journal, vm.name)
         if self._node not in vm.nodes:
             reasons.add(UnsuitableNode(name=vm.name, node=self._node, nodes=", ".join(vm.nodes)))
         for disk in machine.disks:
@@ -100,12 +110,33 @@ class Failover:
             if problem:
                 reasons.add(Conflict(text=f"Hard drive {disk.id} (disk {disk.slot}) can't be taken over: {problem}"))
         self._power.check_networks(vm, reasons)
+        with step("Asking the other nodes whether it runs there"):
+            self._check_elsewhere(vm, reasons)
         for uuid, state in self._hypervisor.domains().items():
-            if uuid == vm.uuid and state.active:
-                reasons.add(Conflict(text=f"Virtual machine '{vm.name}' runs on node '{self._node}' already."))
+            if uuid == vm.uuid and state.active and not state.running:
+                reasons.add(
+                    Conflict(
+                        text=f"Virtual machine '{vm.name}' is on node '{self._node}', and its guest stands still. "
+                        f"End it with `virsh destroy {vm.name}` there, or let it go on with `virsh resume {vm.name}`."
+                    )
+                )
             elif uuid != vm.uuid and state.name == vm.name:
                 reasons.add(Conflict(text=f"libvirt on node '{self._node}' has another domain called '{vm.name}'."))
         reasons.raise_all()
+
+    def _check_elsewhere(self, vm: VmRecord, reasons: Reasons) -> None:
+        """It may have come to another node in a migration, of whose end its own node could tell nobody."""
+        for node, found in sorted(self._nodes.whereabouts(vm.uuid).items()):
+            if isinstance(found, McvirtError):
+                text = f"Node '{node}' answers, and can't say whether virtual machine '{vm.name}' runs there: {found}"
+                reasons.add(Conflict(text=text))
+            elif found.active:
+                reasons.add(
+                    Conflict(
+                        text=f"Virtual machine '{vm.name}' runs on node '{node}', and can be taken over only there, "
+                        f"with `mcvirt failover {vm.name} --yes-node-is-off {vm.node}`."
+                    )
+                )
 
     def _with_what_is_here(self, machine: Machine) -> Machine:
         try:
@@ -118,7 +149,9 @@ class Failover:
         vm = machine.vm
         log.warning("virtual machine %s is taken over from node %s", vm.name, vm.node)
         with step(f"Taking it over from node {vm.node}"), self._journal.transaction() as tx:
-            tx.undo("vm.undefine", name=vm.name, uuid=vm.uuid)
+            state = self._hypervisor.state(vm.uuid)
+            if state is None or not (state.active and state.persistent):
+                tx.undo("vm.undefine", name=vm.name, uuid=vm.uuid)
             self._domains.define(machine)
             with tx.commit() as change:
                 now = change.get(VmRecord, vm.name)

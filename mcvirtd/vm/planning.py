@@ -18,6 +18,7 @@ from mcvirtd.vm.creation import new_mac
 from mcvirtd.vm.design import Machine
 from mcvirtd.vm.domains import HOT_BUSES
 from mcvirtd.vm.ground import Ground
+from mcvirtd.vm.unsettled import settled
 
 
 class Plan(msgspec.Struct, frozen=True, kw_only=True):
@@ -37,6 +38,7 @@ class ChangePlanner:
 
     def __init__(self, ground: Ground) -> None:
         self._store = ground.store
+        self._journal = ground.journal
         self._hypervisor = ground.hypervisor
         self._domains = ground.domains
         self._designs = ground.designs
@@ -54,6 +56,8 @@ class ChangePlanner:
         reasons = Reasons()
         with reasons.gather():
             checks.unlocked(vm)
+        with reasons.gather():
+            settled(self._journal, name)
         vm = self._plan_values(vm, change, reasons)
         vm = self._plan_adapters(vm, change, reasons)
         deleted = self._plan_delete(machine, change, reasons)

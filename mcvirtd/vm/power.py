@@ -29,6 +29,7 @@ from mcvirtd.vm import checks
 from mcvirtd.vm.design import Machine
 from mcvirtd.vm.ground import Ground
 from mcvirtd.vm.release import RELEASE_VM
+from mcvirtd.vm.unsettled import settled
 
 log = logging.getLogger(__name__)
 
@@ -88,6 +89,8 @@ class Power:
                 raise (VmPaused if paused else VmAlreadyRunning)(name=vm.name)
         with reasons.gather():
             checks.unlocked(vm)
+        with reasons.gather():
+            settled(self._journal, vm.name)
         self.check_parts(machine, reasons)
         with reasons.gather():
             self._designs.iso_path(vm)
@@ -167,6 +170,8 @@ class Power:
             reasons.add(VmRegistered(name=name, node=vm.node))
         with reasons.gather():
             checks.unlocked(vm)
+        with reasons.gather():
+            settled(self._journal, name)
         if self._node not in vm.nodes:
             reasons.add(UnsuitableNode(name=name, node=self._node, nodes=", ".join(vm.nodes)))
         self.check_parts(machine, reasons)
@@ -184,6 +189,8 @@ class Power:
             checks.unlocked(vm)
             if vm.node is not None and self._domains.is_active(vm):
                 raise VmRunning(name=name)
+        with reasons.gather():
+            settled(self._journal, name)
         reasons.raise_all()
         with self._journal.transaction() as tx:
             tx.redo("vm.finish_unregister", name=name)

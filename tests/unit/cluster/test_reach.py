@@ -6,6 +6,7 @@ from collections.abc import Mapping
 import pytest
 
 from mcvirt.errors import LeaderUnreachable, McvirtError, NodeUnreachable
+from mcvirt.types.arrival import Whereabouts
 from mcvirtd.cluster.peers import PeerStatus
 from mcvirtd.cluster.reach import ANSWERS, ONLY_MACHINE, Reach, knock
 from mcvirtd.cluster.standing import Standing
@@ -25,9 +26,14 @@ class Cluster:
             members=lambda: members,
             status=lambda node: PeerStatus(reachable=node in self.answering, silent_for=None),
             ask=self.ask,
+            look=self.look,
             leader=lambda: self.leader,
             knock=lambda address, port: f"n{address[-1]}" in self.machines,
         )
+
+    def look(self, members: list[str], uuid: str) -> Mapping[str, Whereabouts | McvirtError]:
+        self.asked = members
+        return {name: Whereabouts(active=uuid == f"on {name}") for name in members}
 
     def ask(self, members: list[str], node: str) -> Mapping[str, str | McvirtError]:
         self.asked = members
@@ -55,6 +61,13 @@ def test_nobody_knows() -> None:
     cluster = Cluster()
     assert cluster.reach.witness("n4") == ""
     assert cluster.reach.witness("n9") == ""
+
+
+def test_who_answers_is_asked_for_the_machine() -> None:
+    cluster = Cluster()
+    found = cluster.reach.whereabouts("on n3")
+    assert found == {"n2": Whereabouts(), "n3": Whereabouts(active=True)}
+    assert cluster.asked == ["n2", "n3"]
 
 
 def test_leader() -> None:

@@ -7,15 +7,16 @@ from typing import Any
 import msgspec
 import pytest
 
-from mcvirt.errors import Failed, NodeUnreachable
+from mcvirt.errors import Conflict, Failed, McvirtError, NodeUnreachable
 from mcvirt.types.arrival import Whereabouts
 from mcvirtd.hypervisor.moving import JobResult
 from mcvirtd.hypervisor.states import DomainState
 from mcvirtd.migration.disks import CopiedDisks, DisksOfMachines
-from mcvirtd.migration.settling import SETTLE, Settlement
+from mcvirtd.migration.settling import Settlement
 from mcvirtd.migration.ticket import Ticket
 from mcvirtd.migration.volumes import Copies
-from mcvirtd.state.records import BackendRecord, DiskRecord
+from mcvirtd.state.records import BackendRecord, DiskRecord, VmRecord
+from mcvirtd.vm.unsettled import SETTLE
 from tests.unit.vm.world import World
 
 NOWHERE = Whereabouts()
@@ -63,6 +64,17 @@ class Story:
             return msgspec.Raw(msgspec.json.encode(self.there))
         self.asked.append(operation)
         return msgspec.Raw(b"null")
+
+    def leave_due(self) -> None:
+        """A migration ends without n2 having been asked how."""
+
+        def work() -> None:
+            with self.world.journal.transaction() as tx:
+                tx.undo(SETTLE, ticket=self.ticket.to_journal())
+                self.away = True
+                raise NodeUnreachable(node="n2", reason="it fell silent.")
+
+        assert self.world.run(work).state.value == "STUCK"
 
     def stand(self) -> None:
         """The guest stands still here, for the migration."""
@@ -175,7 +187,19 @@ def test_machine_that_was_deleted_meanwhile_leaves_nothing(story: Story) -> None
     story.world.stop()
     assert story.world.delete() is None
     assert story.settlement.settle(story.ticket) == "gone"
-    assert story.asked == [] and story.state() is None
+    assert story.asked == ["abandon"] and story.state() is None
+
+
+def test_machine_that_was_taken_over_meanwhile_is_not_expected_there_any_more(story: Story) -> None:
+    story.world.stop()
+    with story.world.store.change() as change:
+        change.edit(VmRecord, "web1", node="n3")
+    story.away = True
+    with pytest.raises(NodeUnreachable):
+        story.settlement.settle(story.ticket)
+    story.away = False
+    assert story.settlement.settle(story.ticket) == "gone"
+    assert story.asked == ["abandon"] and story.state() is None
 
 
 def test_stopped_machine_is_where_its_record_says(world: World) -> None:
@@ -192,15 +216,7 @@ def test_stopped_machine_is_where_its_record_says(world: World) -> None:
 def test_next_process_settles_and_says_how_it_ended(story: Story) -> None:
     story.stand()
     story.there = RUNS
-    entry = story.ticket.to_journal()
-
-    def work() -> None:
-        with story.world.journal.transaction() as tx:
-            tx.undo(SETTLE, ticket=entry)
-            story.away = True
-            raise NodeUnreachable(node="n2", reason="it fell silent.")
-
-    assert story.world.run(work).state.value == "STUCK"
+    story.leave_due()
     assert story.settlement.due() == [story.ticket]
     story.away = False
     (settled,) = story.world.tasks.settle()
@@ -212,3 +228,26 @@ def test_copy_is_dropped_only_where_it_is_not_needed(story: Story) -> None:
     disk = story.disk
     story.copies.drop(disk.id, disk.backend, disk.volume)
     assert disk.volume in story.world.volumes.names(), "it is this node's disk"
+
+
+def test_machine_that_may_run_there_is_neither_started_nor_changed_nor_deleted(story: Story) -> None:
+    world = story.world
+    world.hypervisor.destroy(story.uuid)
+    story.leave_due()
+
+    def refused(error: McvirtError | None) -> None:
+        assert isinstance(error, Conflict) and "to node 'n2' is not settled yet" in str(error)
+        assert str(error).count("not settled") == 1
+        state = story.state()
+        assert state is not None and not state.active and story.disk.volume in world.volumes.names()
+        assert world.record().node == "n1"
+
+    refused(world.start())
+    refused(world.delete())
+    refused(world.update(memory=128 * 2**20, old_memory=world.record().memory))
+    refused(world.error_of(world.run(lambda: world.vms.unregister("web1"))))
+    refused(world.error_of(world.run(lambda: world.changes.detach(story.disk.id))))
+    assert world.create("web2") is None and world.start("web2") is None, "it is only about the one"
+    story.away = False
+    world.tasks.settle()
+    assert world.start() is None

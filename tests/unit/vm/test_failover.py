@@ -10,6 +10,7 @@ from mcvirt.errors import (
     Conflict,
     LeaderUnreachable,
     McvirtError,
+    NodeUnreachable,
     OwnerAlive,
     OwnerUnconfirmed,
     TakenOverOnly,
@@ -19,6 +20,8 @@ from mcvirt.errors import (
     VmNotRegistered,
     VmRegistered,
 )
+from mcvirt.types.arrival import Whereabouts
+from mcvirtd.hypervisor.xml.domain import domain_xml
 from mcvirtd.state.records import BackendRecord, DiskRecord, VmRecord
 from mcvirtd.vm.failover import Strays
 from tests.unit.vm.world import World
@@ -104,6 +107,48 @@ def test_a_disk_that_only_the_other_node_has_can_not_be_taken_over(world: World)
     assert isinstance(error, Conflict)
     assert "its data is only on node" in str(error)
     untouched(world)
+
+
+def test_one_that_has_come_to_a_third_node_is_not_started_again(world: World) -> None:
+    on_shared_storage(world)
+    world.reach.has = {"n3": Whereabouts(active=True), "n4": Whereabouts(defined=True)}
+    error = failover(world, start=True)
+    assert isinstance(error, Conflict)
+    assert "runs on node 'n3', and can be taken over only there" in str(error) and "'n4'" not in str(error)
+    untouched(world)
+
+
+def test_who_answers_and_can_not_say_stands_against_it(world: World) -> None:
+    on_shared_storage(world)
+    world.reach.has = {"n3": NodeUnreachable(node="n3", reason="it did not answer in time.")}
+    error = failover(world)
+    assert isinstance(error, Conflict)
+    assert "Node 'n3' answers, and can't say" in str(error)
+    untouched(world)
+
+
+def arrived(world: World, *, paused: bool = False) -> str:
+    """The guest has come here in a migration, and its node died before the record was changed."""
+    on_shared_storage(world)
+    world.hypervisor.define(domain_xml(world.designs.design(world.domains.machine("web1"))))
+    world.hypervisor.start(world.record().uuid, paused=paused)
+    return world.record().uuid
+
+
+@pytest.mark.parametrize("start", [False, True])
+def test_one_that_has_come_here_goes_on_running(world: World, start: bool) -> None:
+    uuid = arrived(world)
+    before = world.hypervisor.domains()[uuid]
+    assert failover(world, start=start) is None
+    assert world.record().node == "n1"
+    assert world.hypervisor.domains()[uuid] == before and before.running
+    world.assert_whole()
+
+
+def test_one_that_stands_here_is_told(world: World) -> None:
+    uuid = arrived(world, paused=True)
+    assert "its guest stands still" in str(failover(world, start=True))
+    assert world.record().node == "n2" and world.hypervisor.domains()[uuid].active
 
 
 def test_all_that_is_wrong_here_is_said_at_once(world: World) -> None:

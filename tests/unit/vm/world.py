@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from mcvirt.errors import McvirtError, NotFound, from_wire
+from mcvirt.types.arrival import Whereabouts
 from mcvirt.types.task import TaskInfo
 from mcvirt.types.vm import DiskSpec, VmChange, VmSpec
 from mcvirtd.auth.grants import drop_vm
@@ -48,9 +49,13 @@ class Reach:
     def __init__(self) -> None:
         self.witnesses: dict[str, str] = {}
         self.leaderless: McvirtError | None = None
+        self.has: dict[str, Whereabouts | McvirtError] = {}
 
     def witness(self, node: str) -> str:
         return self.witnesses.get(node, "")
+
+    def whereabouts(self, uuid: str) -> Mapping[str, Whereabouts | McvirtError]:
+        return self.has
 
     def require_leader(self) -> None:
         if self.leaderless is not None:

@@ -1,0 +1,198 @@
+"""What comes from another node is kept until that node has said how the migration ended, whoever dies meanwhile."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import msgspec
+import pytest
+
+from mcvirt.errors import Conflict, McvirtError, NodeUnreachable
+from mcvirt.types.arrival import Traveller
+from mcvirtd.auth.caller import Caller, called_by
+from mcvirtd.host.facts import Memory
+from mcvirtd.hypervisor.xml.domain import domain_xml
+from mcvirtd.migration.arrivals import Arrivals
+from mcvirtd.migration.expectations import Expectations
+from mcvirtd.migration.ticket import Ticket
+from mcvirtd.migration.volumes import Copies
+from mcvirtd.state.records import BackendRecord, DiskRecord, NodeRecord, VmRecord
+from mcvirtd.vm.design import AcceleratorOfNode
+from mcvirtd.vm.failover import Strays
+from tests.unit.vm.world import World
+
+
+class Target:
+    """Node n1, to which web1 of n2's comes with the data of its disk. *says* is n2's answer to `sends`."""
+
+    def __init__(self, world: World) -> None:
+        self.world = world
+        self.says: bool | McvirtError = True
+        self.leaving: list[Ticket] = []
+        self.arrivals = Arrivals(
+            world.ground,
+            hypervisor=world.hypervisor,
+            uri="",
+            copies=Copies(world.ground, world.node),
+            expectations=Expectations(world.ground, self.ask),
+            leaving=lambda: self.leaving,
+            power=world.vms._power,
+            accelerator=AcceleratorOfNode(lambda: ("tcg", "simulated")),
+            memory=lambda: Memory(total=2**34, used=0),
+            carry_on=lambda _: None,
+        )
+        self.strays = Strays(world.ground, sure=lambda: True, expected=self.arrivals.expects)
+
+    def ask(self, node: str, operation: str, **arguments: Any) -> msgspec.Raw:
+        assert (node, operation, arguments) == ("n2", "sends", {"uuid": self.uuid})
+        if isinstance(self.says, McvirtError):
+            raise self.says
+        return msgspec.Raw(msgspec.json.encode(self.says))
+
+    @property
+    def uuid(self) -> str:
+        return self.world.record().uuid
+
+    @property
+    def disk(self) -> DiskRecord:
+        (disk,) = self.world.store.all(DiskRecord).values()
+        return disk
+
+    def traveller(self) -> Traveller:
+        return Traveller(name="web1", uuid=self.uuid, copied=(self.disk.id,))
+
+    def told(self, work: Callable[[], object]) -> McvirtError | None:
+        """n2 has asked for *work*."""
+
+        def by_n2() -> None:
+            with called_by(Caller(peer="n2")):
+                work()
+
+        return self.world.error_of(self.world.run(by_n2))
+
+    def arrive(self) -> None:
+        """All of the migration but its end."""
+        assert self.told(lambda: self.arrivals.expect(self.traveller())) is None
+        assert self.told(lambda: self.arrivals.make_volume("web1", self.disk.id)) is None
+        self.world.hypervisor.define(domain_xml(self.world.designs.design(self.world.domains.machine("web1"))))
+        assert self.world.hypervisor.start(self.uuid)
+
+    def reborn(self) -> Target:
+        return Target(self.world.reborn())
+
+    def settle(self) -> None:
+        """As the timers do."""
+        for _ in range(3):
+            self.world.tasks.settle()
+            self.strays.settle()
+
+    def is_kept(self) -> bool:
+        kept = self.uuid in self.world.hypervisor.domains()
+        assert kept == (self.disk.volume in self.world.volumes.names())
+        return kept
+
+
+@pytest.fixture
+def target(world: World) -> Target:
+    world.second_node()
+    with world.store.change() as change:
+        change.edit(BackendRecord, "pool", nodes={"n1": "", "n2": ""})
+    assert world.create() is None
+    made = Target(world)
+    world.hypervisor.undefine(made.uuid)
+    world.volumes.delete(made.disk.volume)
+    with world.store.change() as change:
+        change.edit(VmRecord, "web1", node="n2", nodes=("n2",))
+        change.edit(DiskRecord, made.disk.id, nodes=("n2",))
+    return made
+
+
+def test_what_came_is_kept_by_the_next_process_until_its_source_is_back(target: Target) -> None:
+    target.arrive()
+    target = target.reborn()
+    target.says = NodeUnreachable(node="n2", reason="it is off.")
+    assert target.arrivals.expects("web1")
+    target.settle()
+    target.world.hypervisor.destroy(target.uuid)  # its guest shuts down
+    target.settle()
+    assert target.is_kept(), "n2 can't be asked"
+    target.says = True
+    target.settle()
+    assert target.is_kept(), "n2 has not settled it"
+    with target.world.store.change() as change:
+        change.edit(VmRecord, "web1", node="n1", nodes=("n1",))
+        change.edit(DiskRecord, target.disk.id, nodes=("n1",))
+    assert target.told(lambda: target.arrivals.finish("web1")) is None
+    target.settle()
+    assert target.is_kept() and target.world.journal_rows() == []
+
+
+def test_nothing_stays_when_the_source_has_kept_it(target: Target) -> None:
+    target.arrive()
+    target = target.reborn()
+    target.world.hypervisor.destroy(target.uuid)
+    assert target.told(lambda: target.arrivals.abandon(target.traveller())) is None
+    assert not target.is_kept() and target.world.journal_rows() == []
+
+
+def test_nothing_stays_when_the_source_knows_of_no_migration(target: Target) -> None:
+    target.arrive()
+    target = target.reborn()
+    target.world.hypervisor.destroy(target.uuid)
+    target.says = False
+    target.settle()
+    assert not target.is_kept() and target.world.journal_rows() == []
+
+
+def test_volume_is_kept_although_no_domain_has_it(target: Target) -> None:
+    target.arrive()
+    target = target.reborn()
+    target.world.hypervisor.undefine(target.uuid)
+    target.settle()
+    assert target.disk.volume in target.world.volumes.names()
+    target.says = False
+    target.settle()
+    assert target.disk.volume not in target.world.volumes.names() and target.world.journal_rows() == []
+
+
+def test_nobody_is_asked_while_this_process_expects_it(target: Target) -> None:
+    target.says = False
+    target.arrive()
+    target.settle()
+    assert target.is_kept() and target.arrivals.expects("web1")
+
+
+@pytest.mark.parametrize("gone", [False, True])
+def test_what_a_third_node_has_taken_over_or_a_removed_one_had_is_not_expected(target: Target, gone: bool) -> None:
+    target.arrive()
+    assert target.arrivals.expects("web1")
+    with target.world.store.change() as change:
+        if gone:
+            change.delete(NodeRecord, "n2")
+        else:
+            change.edit(VmRecord, "web1", node="n3")
+    assert not target.arrivals.expects("web1")
+    target.strays.settle()
+    assert target.strays.warnings(), "it runs here all the same"
+
+
+def test_another_machine_of_that_name_is_not_what_is_abandoned(target: Target) -> None:
+    target.arrive()
+    old = msgspec.structs.replace(target.traveller(), uuid="6f1e7c4e-0000-4000-8000-000000000000", copied=())
+    assert target.told(lambda: target.arrivals.abandon(old)) is None
+    assert target.is_kept() and target.arrivals.expects("web1")
+    error = target.told(lambda: target.arrivals.abandon(target.traveller()))
+    assert isinstance(error, Conflict) and "runs on node 'n1'" in str(error)
+
+
+def test_who_sends_it_says_so_to_whom_it_goes(target: Target) -> None:
+    def sends(peer: str) -> bool:
+        with called_by(Caller(peer=peer)):
+            return target.arrivals.sends(target.uuid)
+
+    assert not sends("n2")
+    target.leaving = [
+        Ticket(name="web1", uuid=target.uuid, source="n1", target="n2", online=True, copied=(), by="bob", begun=0)
+    ]
+    assert sends("n2") and not sends("n3")
