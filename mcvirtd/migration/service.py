@@ -143,7 +143,8 @@ class MigrationService(MigrationApi):
     def _send(self, prepared: Prepared, how: Migration) -> JobResult:
         ticket, journey = prepared.ticket, prepared.journey
         assert journey is not None
-        tunnel = Tunnel(ticket.name, self._hypervisor.guests_user(), lambda: self._dial(ticket.target))
+        owner, disks = self._hypervisor.guests_user(), len(journey.copied)
+        tunnel = Tunnel(ticket.name, owner, lambda: self._dial(ticket.target), disks)
         try:
             tunnel.open()
             sending = Sending(
