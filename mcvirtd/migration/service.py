@@ -79,9 +79,14 @@ class MigrationService(MigrationApi):
         return self._migrate(name, how, by)
 
     def wait(self, name: str, waiting: Waiting) -> MigrationReport:
-        """Wait until the guest is off, and migrate the machine then; also for a wait of an earlier process."""
+        """Wait until the guest is off, and migrate the machine then; also for a wait of an earlier process.
+
+        That may take days: NotPermitted if who asked for it may not have it (any more), before or after.
+        """
         with self._waits.at(name):
+            self._waits.require(name, waiting)
             self._waits.until_off(name, self._domains.machine(name).vm.uuid)
+            self._waits.require(name, waiting)
             how = Migration(node=waiting.node, start_after=waiting.start_after, copy_storage=waiting.copy_storage)
             return self._migrate(name, how, waiting.by)
 

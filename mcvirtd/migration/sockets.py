@@ -30,11 +30,11 @@ _LIBVIRTS_OWN = ("/run/libvirt/libvirt-sock", "/run/libvirt/virtqemud-sock")
 
 def path(channel: Channel, name: str) -> Path:
     """The socket of a channel of the migration of machine *name*. The longest name still makes a path for a socket."""
-    return (OWN if channel == "libvirt" else DIRECTORY) / _named(channel, name)
+    return _own(channel, name) if channel == "libvirt" else DIRECTORY / f"{channel[0]}.tunnelmigrate.dest.{name}"
 
 
-def _named(channel: Channel, name: str) -> str:
-    return f"{channel[0]}.tunnelmigrate.dest.{name}"
+def _own(channel: Channel, name: str) -> Path:
+    return OWN / f"{channel[0]}.{name}"
 
 
 def route(name: str) -> Route:
@@ -60,7 +60,7 @@ def listen(channel: Channel, name: str, owner: tuple[int, int]) -> socket.socket
 
     It is made in our own directory, and moved to the other when there is nothing left to change of it.
     """
-    place, made_at = path(channel, name), OWN / _named(channel, name)
+    place, made_at = path(channel, name), _own(channel, name)
     made = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
         made_at.unlink(missing_ok=True)
