@@ -28,7 +28,7 @@ from mcvirtd.migration.sending import Sending
 from mcvirtd.migration.settling import SETTLE, Settlement
 from mcvirtd.migration.tunnel import Tunnel
 from mcvirtd.migration.waiting import Waits
-from mcvirtd.state.records import VmRecord
+from mcvirtd.state.records import NodeRecord, VmRecord
 from mcvirtd.tasks.task import current_task, step
 from mcvirtd.vm.ground import Ground
 
@@ -158,6 +158,7 @@ class MigrationService(MigrationApi):
                 tunnel=tunnel,
                 ask=self._ask,
                 reachable=self._reachable,
+                member=lambda node: self._store.get(NodeRecord, node) is not None,
                 deadline=how.deadline,
             )
             return sending.run(journey, prepared.plan.size)
