@@ -220,6 +220,7 @@ class Daemon:
             peers=presence.peers,
             tasks=self._tasks,
             audit=self._audit,
+            rights=self._rights,
             carry_on=carry_on_this_connection,
             stopping=self._stopping.is_set,
         )

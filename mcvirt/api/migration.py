@@ -18,7 +18,13 @@ class MigrationApi:
         """What a migration would do, and all that stands against it; nothing is changed."""
         raise NotImplementedError
 
-    @remote(needs=Permission.MIGRATE_VM, on=Vm("name"), runs_at=Owner("name"), task=True)
+    @remote(
+        needs=Permission.MIGRATE_VM,
+        on=Vm("name"),
+        also={"how.start_after": Permission.CHANGE_VM_POWER_STATE},
+        runs_at=Owner("name"),
+        task=True,
+    )
     def migrate(self, name: str, how: Migration) -> MigrationReport:
         """Move a virtual machine to another node.
 

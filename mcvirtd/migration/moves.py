@@ -12,6 +12,7 @@ import msgspec
 from mcvirt.errors import McvirtError
 from mcvirtd.auth.audit import Audit
 from mcvirtd.auth.caller import Caller
+from mcvirtd.auth.rights import Rights
 from mcvirtd.cluster.peers import Peers
 from mcvirtd.host import facts
 from mcvirtd.hypervisor.moving import MovingVerbs
@@ -53,6 +54,7 @@ class Moves:
         peers: Peers,
         tasks: Tasks,
         audit: Audit,
+        rights: Rights,
         carry_on: Callable[[Callable[[ssl.SSLSocket], None]], None],
         stopping: Callable[[], bool],
         replicated: MigrationDisks | None = None,
@@ -91,7 +93,7 @@ class Moves:
         self._settlement = settlement
         self._reachable = reachable
         self._missed: set[str] = set()
-        self._waits = Waits(ground, stopping)
+        self._waits = Waits(ground, rights, stopping)
         self._tasks = tasks
         self._audit = audit
         self.service = MigrationService(

@@ -21,10 +21,12 @@ from mcvirtd.tasks.task import Progress, current_task, step
 
 log = logging.getLogger(__name__)
 _LOOK_EVERY = 0.2
+# How long libvirt may take to end a migration before the connections that it needs are taken away.
+_ENDS_WITHIN = 10.0
 
 
 class Sending:
-    """One guest on its way. *reachable* says whether the other node answers now."""
+    """One guest on its way. *reachable* says whether the other node answers now, *member* whether it is one at all."""
 
     def __init__(
         self,
@@ -34,6 +36,7 @@ class Sending:
         tunnel: Tunnel,
         ask: Ask,
         reachable: Callable[[str], bool],
+        member: Callable[[str], bool],
         deadline: int | None,
     ) -> None:
         self._ticket = ticket
@@ -41,11 +44,13 @@ class Sending:
         self._tunnel = tunnel
         self._ask = ask
         self._reachable = reachable
+        self._member = member
         self._deadline = deadline
         self._over = threading.Event()
         self._result: JobResult | None = None
         self._failure: McvirtError | None = None
         self._reason: McvirtError | None = None  # why we ended it
+        self._since = 0.0  # when
         self._limited = False
 
     def run(self, journey: Journey, size: int) -> JobResult:
@@ -74,14 +79,14 @@ class Sending:
     def _watch(self, progress: Progress, journey: Journey, size: int, seconds: float) -> None:
         target = self._ticket.target
         if not self._reachable(target):
-            self._reason = self._reason or NodeUnreachable(node=target, reason="it fell silent.")
+            self._end(NodeUnreachable(node=target, reason="it fell silent."))
             self._tunnel.cut()
         try:
             # First of all: until this is decided, libvirt waits for an answer that does not come.
             if self._tunnel.lost.is_set():
                 self._decide()
             self._show(progress, journey, size)
-            if self._deadline is not None and seconds > self._deadline and self._reason is None:
+            if self._deadline is not None and seconds > self._deadline:
                 self._end(
                     DeadlinePassed(
                         what=f"The migration of '{self._ticket.name}'",
@@ -91,10 +96,14 @@ class Sending:
                     )
                 )
         except TaskCancelled as cancelled:
-            if self._reason is None:
-                self._end(cancelled)
+            self._end(cancelled)
         except McvirtError as error:
             log.info("the migration of %s can't be watched now: %s", self._ticket.name, error)
+        if self._reason is not None:
+            try:
+                self._press()
+            except McvirtError as error:
+                log.info("the migration of %s can't be ended now: %s", self._ticket.name, error)
 
     def _show(self, progress: Progress, journey: Journey, size: int) -> None:
         current_task().check()
@@ -107,17 +116,31 @@ class Sending:
         progress.at(max(0, size - job.remaining) if job.total else 0)
 
     def _end(self, reason: McvirtError) -> None:
-        self._reason = reason
+        """From now on it is to end, for the first *reason* there is."""
+        if self._reason is None:
+            self._reason, self._since = reason, time.monotonic()
+
+    def _press(self) -> None:
+        """Have libvirt end it, as long as the guest runs here.
+
+        Once is not enough: before there is a job, libvirt has nothing to abort, and says nothing of it either.
+        """
+        state = self._hypervisor.look(self._ticket.uuid)
+        if state is None or not state.running:
+            return
         self._hypervisor.abort_job(self._ticket.uuid)
+        if time.monotonic() - self._since > _ENDS_WITHIN:
+            self._tunnel.cut()
 
     def _decide(self) -> None:
         """The other end of libvirt's channel is gone. Does the guest run there by now?
 
         As long as it runs here it does not, and libvirt may end the migration. Once it stands still only the other node
-        can say; until it does, the guest stays as it is, wherever that is.
+        can say; until it does, the guest stays as it is, wherever that is. A node that was removed from the cluster
+        meanwhile has nothing: that needs an operator's word that it is off.
         """
         state = self._hypervisor.look(self._ticket.uuid)
-        if state is None or state.running:
+        if state is None or state.running or not self._member(self._ticket.target):
             self._tunnel.release()
             return
         there = msgspec.json.decode(

@@ -28,7 +28,7 @@ from mcvirtd.migration.sending import Sending
 from mcvirtd.migration.settling import Settlement
 from mcvirtd.migration.tunnel import Tunnel
 from mcvirtd.migration.waiting import Waits
-from mcvirtd.state.records import VmRecord
+from mcvirtd.state.records import NodeRecord, VmRecord
 from mcvirtd.tasks.task import current_task, step
 from mcvirtd.vm.ground import Ground
 from mcvirtd.vm.unsettled import SETTLE
@@ -80,9 +80,14 @@ class MigrationService(MigrationApi):
         return self._migrate(name, how, by)
 
     def wait(self, name: str, waiting: Waiting) -> MigrationReport:
-        """Wait until the guest is off, and migrate the machine then; also for a wait of an earlier process."""
+        """Wait until the guest is off, and migrate the machine then; also for a wait of an earlier process.
+
+        That may take days: NotPermitted if who asked for it may not have it (any more), before or after.
+        """
         with self._waits.at(name):
+            self._waits.require(name, waiting)
             self._waits.until_off(name, self._domains.machine(name).vm.uuid)
+            self._waits.require(name, waiting)
             how = Migration(node=waiting.node, start_after=waiting.start_after, copy_storage=waiting.copy_storage)
             return self._migrate(name, how, waiting.by)
 
@@ -144,7 +149,8 @@ class MigrationService(MigrationApi):
     def _send(self, prepared: Prepared, how: Migration) -> JobResult:
         ticket, journey = prepared.ticket, prepared.journey
         assert journey is not None
-        tunnel = Tunnel(ticket.name, self._hypervisor.guests_user(), lambda: self._dial(ticket.target))
+        owner, disks = self._hypervisor.guests_user(), len(journey.copied)
+        tunnel = Tunnel(ticket.name, owner, lambda: self._dial(ticket.target), disks)
         try:
             tunnel.open()
             sending = Sending(
@@ -153,6 +159,7 @@ class MigrationService(MigrationApi):
                 tunnel=tunnel,
                 ask=self._ask,
                 reachable=self._reachable,
+                member=lambda node: self._store.get(NodeRecord, node) is not None,
                 deadline=how.deadline,
             )
             return sending.run(journey, prepared.plan.size)

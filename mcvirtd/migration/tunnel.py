@@ -1,13 +1,15 @@
 """The sending end of a migration's channels: sockets of this node that lead to the other one.
 
 Every connection to one of them becomes a connection of mcvirtd's to the other mcvirtd, by mutual TLS with the members'
-keys like any between nodes, and over the same port. Neither libvirtd nor QEMU listens to the network for it.
+keys like any between nodes, and over the same port. Neither libvirtd nor QEMU listens to the network for it. No more
+connections are taken than a migration makes, and to the other node's libvirt only our own.
 """
 
 from __future__ import annotations
 
 import contextlib
 import logging
+import os
 import socket
 import ssl
 import threading
@@ -29,16 +31,19 @@ _reply = msgspec.json.Decoder(Reply)
 class Tunnel:
     """The channels of the migration of machine *name*, from `open` to `close`. *dial* connects to the other node.
 
+    *owner* is QEMU's user and group, *disks* how many disks have their data sent.
+
     When the other end of libvirt's own channel goes, this end is held open (`lost`) until `release`: libvirt would take
     the end of it for a failure, and in the last moments of a migration nobody but the other node knows whether it is.
     """
 
-    def __init__(self, name: str, owner: tuple[int, int], dial: Callable[[], Connection]) -> None:
+    def __init__(self, name: str, owner: tuple[int, int], dial: Callable[[], Connection], disks: int) -> None:
         self.route = sockets.route(name)
         self.lost = threading.Event()
         self._name = name
         self._owner = owner
         self._dial = dial
+        self._wanted: dict[Channel, int] = {"libvirt": 1, "memory": 1, "disks": disks}
         self._released = threading.Event()
         self._closed = False
         self._lock = threading.Lock()
@@ -77,14 +82,20 @@ class Tunnel:
         sockets.forget(self._name)
 
     def _accept(self, listening: socket.socket, channel: Channel) -> None:
-        while not self._closed:
+        taken = 0
+        while taken < self._wanted[channel] and not self._closed:
             try:
                 plain, _ = listening.accept()
             except OSError:
                 return
+            if channel == "libvirt" and sockets.user_of(plain) != os.geteuid():
+                plain.close()
+                continue
+            taken += 1
             threading.Thread(
                 target=self._serve, args=(plain, channel), name=f"carry-{channel}-{self._name}", daemon=True
             ).start()
+        listening.close()  # who comes now is refused
 
     def _serve(self, plain: socket.socket, channel: Channel) -> None:
         over = False

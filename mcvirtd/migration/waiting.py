@@ -10,7 +10,10 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from mcvirt.errors import Conflict, VmNotFound
+from mcvirt.permissions import Permission
 from mcvirt.types.migration import Waiting
+from mcvirtd.auth.caller import ROOT, Caller
+from mcvirtd.auth.rights import Rights
 from mcvirtd.hypervisor.states import DomainState
 from mcvirtd.state.records import VmRecord
 from mcvirtd.tasks.task import current_task, step
@@ -23,10 +26,11 @@ _SLICE = 0.5
 class Waits:
     """*stopping* says whether mcvirtd is about to end: then a wait that is broken off is taken up at the next start."""
 
-    def __init__(self, ground: Ground, stopping: Callable[[], bool]) -> None:
+    def __init__(self, ground: Ground, rights: Rights, stopping: Callable[[], bool]) -> None:
         self._store = ground.store
         self._hypervisor = ground.hypervisor
         self._node = ground.node
+        self._rights = rights
         self._stopping = stopping
         self._lock = threading.Lock()
         self._here: set[str] = set()
@@ -50,6 +54,15 @@ class Waits:
                 text=f"Virtual machine '{name}' waits already for its guest to shut down, to be migrated to node "
                 f"'{vm.waiting.node}'. `mcvirt task list` shows the task; cancel that first."
             )
+
+    def require(self, name: str, waiting: Waiting) -> None:
+        """Raise NotPermitted unless who asked for it has the permissions for it now."""
+        # Of two of this name, it is the one who has only what the record says.
+        root = waiting.by == ROOT and not self._rights.knows(ROOT)
+        caller = Caller(user=waiting.by, root=root)
+        self._rights.require(caller, Permission.MIGRATE_VM, name)
+        if waiting.start_after:
+            self._rights.require(caller, Permission.CHANGE_VM_POWER_STATE, name)
 
     def begin(self, name: str, waiting: Waiting) -> None:
         """Write down what is waited for."""
@@ -87,15 +100,22 @@ class Waits:
                     self._here.discard(name)
 
     def until_off(self, name: str, uuid: str) -> None:
-        """Return when the guest is off; Conflict if the machine is another's, or nobody's, meanwhile."""
+        """Return when libvirt says that the guest is off; Conflict if the machine is another's, or nobody's, meanwhile.
+
+        While libvirt does not answer, as before the first connection to it, nothing is known of the guest.
+        """
         with step("Waiting for the guest to shut down"):
-            while not self._hypervisor.wait_for(uuid, _is_off, _SLICE):
+            while not self._off(uuid):
                 current_task().check()
                 vm = self._store.get(VmRecord, name)
                 if vm is None or vm.uuid != uuid:
                     raise VmNotFound(name=name)
                 if vm.node != self._node:
                     raise Conflict(text=f"Virtual machine '{name}' is on node '{vm.node}' by now.")
+
+    def _off(self, uuid: str) -> bool:
+        hypervisor = self._hypervisor
+        return hypervisor.wait_connected(_SLICE) and hypervisor.wait_for(uuid, _is_off, _SLICE) and hypervisor.connected
 
 
 def _is_off(state: DomainState | None) -> bool:

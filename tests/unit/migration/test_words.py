@@ -7,6 +7,7 @@ import pytest
 from mcvirt.errors import BadArgument
 from mcvirt.types.migration import Migration
 from mcvirtd.hypervisor.xml.travel import guests_user, moved, running
+from mcvirtd.migration import sockets
 from mcvirtd.migration.planning import check_words
 from mcvirtd.migration.sockets import CHANNELS, path
 from tests.unit.vm.world import World
@@ -57,4 +58,5 @@ def test_guests_user_is_what_libvirt_says() -> None:
 
 def test_longest_name_makes_a_path_that_a_socket_takes() -> None:
     for channel in CHANNELS:
+        assert len(str(sockets._own(channel, "a" * 64)).encode()) <= LONGEST_PATH_OF_A_SOCKET
         assert len(str(path(channel, "a" * 64)).encode()) <= LONGEST_PATH_OF_A_SOCKET

@@ -181,3 +181,13 @@ def test_a_group_gives_the_same_as_a_permission_of_ones_own(stage: Stage, operat
     assert stage.outcome(stage.caller("member"), operation, case) == "not permitted"
     stage.group("team", *needs)
     assert stage.outcome(stage.caller("member"), operation, case) == "not permitted"
+
+
+def test_a_machine_is_not_started_by_way_of_a_migration(stage: Stage) -> None:
+    """Who may migrate it, and not start it, has it migrated only."""
+    (migrate,) = (each for each in OPERATIONS if str(each) == "migration.migrate")
+    caller = stage.caller(stage.user("mover", "MIGRATE_VM"))
+    how = {"node": "n2", "wait_for_shutdown": True}
+    for start, outcome in ((False, "allowed"), (True, "not permitted")):
+        case = Case({"name": HERE, "how": {**how, "start_after": start}}, (), HERE)
+        assert stage.outcome(caller, migrate, case) == outcome

@@ -1,0 +1,168 @@
+"""A migration that is to end, ends: whatever libvirt passes over, and whoever is gone for good."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from typing import Any
+
+import msgspec
+import pytest
+
+from mcvirt.errors import DeadlinePassed, LibvirtFailed, LibvirtUnreachable, McvirtError, NodeUnreachable, TaskCancelled
+from mcvirtd.hypervisor.moving import JobProgress, JobResult, Journey
+from mcvirtd.hypervisor.states import DomainState
+from mcvirtd.migration import sending
+from mcvirtd.migration.sending import Sending
+from mcvirtd.migration.ticket import Ticket
+from mcvirtd.tasks.task import Task, working_for
+
+UUID = "6f0a2c1e-0000-4000-8000-000000000001"
+WITHIN = 10.0
+
+
+class Rig:
+    """A hypervisor, a tunnel and another node, as the sending of web1 finds them. `end` lets libvirt's call fail."""
+
+    def __init__(self) -> None:
+        self.route: Any = None
+        self.lost = threading.Event()
+        self.ended = threading.Event()
+        self.left_alone = False
+        self.condition: Any = "running"
+        self.has_job = False
+        self.aborts_needed = 1
+        self.aborts = 0
+        self.cuts = 0
+        self.cut_ends = False
+        self.away = False
+        self.members = {"n1", "n2"}
+        self.asked = threading.Event()
+        self.failures: list[McvirtError] = []
+
+    def end(self) -> None:
+        self.ended.set()
+
+    # the hypervisor
+
+    def send(self, *_: Any) -> JobResult:
+        self.left_alone = not self.ended.wait(WITHIN)
+        raise LibvirtFailed(action="migrate web1", reason="it was ended.")
+
+    def look(self, uuid: str) -> DomainState:
+        if self.failures:
+            raise self.failures.pop()
+        return DomainState(uuid=uuid, name="web1", condition=self.condition, id=7)
+
+    def job(self, _: str) -> JobProgress | None:
+        return JobProgress(total=1, remaining=1) if self.has_job else None
+
+    def abort_job(self, _: str) -> None:
+        self.aborts += 1
+        if self.aborts >= self.aborts_needed:
+            self.end()
+
+    # the tunnel
+
+    def cut(self) -> None:
+        self.cuts += 1
+        if self.cut_ends:
+            self.end()
+
+    def release(self) -> None:
+        self.end()
+
+    # the other node
+
+    def ask(self, node: str, *_: Any, **__: Any) -> msgspec.Raw:
+        self.asked.set()
+        raise NodeUnreachable(node=node, reason="it is said to be away.")
+
+    def run(self, task: Task, deadline: int | None = None) -> McvirtError:
+        ticket = Ticket(name="web1", uuid=UUID, source="n1", target="n2", online=True, copied=(), by="bob", begun=0)
+        rig: Any = self
+        made = Sending(
+            ticket,
+            hypervisor=rig,
+            tunnel=rig,
+            ask=self.ask,
+            reachable=lambda _: not self.away,
+            member=self.members.__contains__,
+            deadline=deadline,
+        )
+        with working_for(task), pytest.raises(McvirtError) as caught:
+            made.run(Journey(xml="<domain/>"), 1)
+        assert not self.left_alone, "nobody has ended it"
+        return caught.value
+
+
+@pytest.fixture
+def rig(monkeypatch: pytest.MonkeyPatch) -> Iterator[Rig]:
+    monkeypatch.setattr(sending, "_LOOK_EVERY", 0.01)
+    made = Rig()
+    yield made
+    made.end()
+
+
+@pytest.fixture
+def task() -> Task:
+    return Task("migration.migrate", "web1", "bob", "n1")
+
+
+def test_cancelled_before_libvirt_has_a_job(rig: Rig, task: Task) -> None:
+    """What it has no job for, libvirt does not abort, so it is asked until it does."""
+    rig.aborts_needed = 5
+    original = task.check
+    first = iter([None])  # the step begins
+
+    def check() -> None:
+        if next(first, "later") is not None:
+            task.cancel("bob")
+        original()
+
+    task.check = check  # type: ignore[method-assign]
+    assert isinstance(rig.run(task), TaskCancelled)
+    assert rig.aborts >= 5 and rig.cuts == 0
+
+
+def test_what_libvirt_does_not_abort_loses_its_connections(
+    rig: Rig, task: Task, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sending, "_ENDS_WITHIN", 0.05)
+    rig.aborts_needed, rig.cut_ends = 10**6, True
+    assert isinstance(rig.run(task, deadline=0), DeadlinePassed)
+    assert rig.cuts == 1 and rig.aborts > 1
+
+
+def test_a_libvirt_that_does_not_answer_keeps_nothing_from_being_ended(rig: Rig, task: Task) -> None:
+    rig.failures = [LibvirtUnreachable(node="n1", uri="test:", reason="it is away.")]
+    assert isinstance(rig.run(task, deadline=0), DeadlinePassed)
+    assert rig.aborts == 1
+
+
+def test_a_guest_that_stands_still_is_not_aborted(rig: Rig, task: Task) -> None:
+    """In the last moment only the other node knows, and libvirt is left alone until that has been asked."""
+    rig.condition = "paused"
+    rig.away = True
+    rig.lost.set()
+    rig_ended = threading.Timer(0.3, rig.end)
+    rig_ended.start()
+    assert isinstance(rig.run(task), NodeUnreachable)
+    rig_ended.join()
+    assert rig.asked.is_set() and rig.aborts == 0
+
+
+def test_node_that_is_removed_in_the_last_moment_has_nothing(rig: Rig, task: Task) -> None:
+    rig.condition = "paused"
+    rig.away = True
+    rig.lost.set()
+
+    def remove() -> None:
+        if rig.asked.wait(WITHIN):
+            rig.members.discard("n2")
+
+    remover = threading.Thread(target=remove)
+    remover.start()
+    assert isinstance(rig.run(task), NodeUnreachable)
+    remover.join(WITHIN)
+    assert rig.aborts == 0
