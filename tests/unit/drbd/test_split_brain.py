@@ -12,7 +12,7 @@ import pytest
 from mcvirt.errors import BadArgument, CommandFailed, Conflict, McvirtError, NodeUnreachable, NotFound
 from mcvirt.types.drbd import DrbdInfo, DrbdLeg, ResourceState
 from mcvirt.types.task import TaskInfo
-from mcvirtd.drbd import split_brain
+from mcvirtd.drbd import discarding, split_brain
 from mcvirtd.drbd.reader import Reader
 from mcvirtd.drbd.split_brain import SplitBrain
 from mcvirtd.drbd.status import Progress
@@ -73,6 +73,7 @@ class World:
         self.errands: list[tuple[str, str]] = []
         self.other = ResourceState(name=NAME, connection="StandAlone", split_brain=True, out_of_sync=4096)
         self.silent: int | None = None
+        self.meets = True
         self.service = SplitBrain(
             store=self.store,
             journal=self.journal,
@@ -113,13 +114,17 @@ class World:
         self.asked.append((node, operation))
         if operation in self.answers:
             raise self.answers[operation]
-        if operation == "meet":
+        if operation == "meet" and self.meets:
             self.kernel.say(
                 f"change connection name:{NAME} connection:Connected role:Secondary",
                 f"change peer-device name:{NAME} volume:0 replication:SyncTarget peer-disk:UpToDate out-of-sync:12",
                 f"change peer-device name:{NAME} volume:0 replication:Established peer-disk:UpToDate out-of-sync:0",
             )
+        self.ask_more()
         return msgspec.Raw(b"4096" if operation == "written" else b"null")
+
+    def ask_more(self) -> None:
+        """What a test has happen while the other node is asked."""
 
     def run(
         self, node: str, operation: str, arguments: dict[str, Any], heard: Callable[[TaskInfo], None]
@@ -195,6 +200,46 @@ def test_a_side_that_is_alone_does_not_stay_ready_to_discard(world: World) -> No
     assert world.asides.kept == [DISK]
 
 
+@pytest.mark.parametrize("ending", ["deadline", "cancel", "crash"])
+def test_a_side_that_waits_no_more_is_not_ready_to_discard(
+    world: World, monkeypatch: pytest.MonkeyPatch, ending: str
+) -> None:
+    world.split().meets = False
+    monkeypatch.setattr(discarding, "MEET_WITHIN", 0.05 if ending == "deadline" else 10.0)
+    task = Task("split_brain.give_way", DISK, "alice", "n2")
+    if ending == "cancel":
+        world.kernel.follows["connect"] = []
+        monkeypatch.setattr(world, "ask_more", lambda: task.cancel("alice"))
+    if ending == "crash":
+        monkeypatch.setattr(world.journal, "run", lambda act, arguments: (_ for _ in ()).throw(Conflict(text="died")))
+        monkeypatch.setattr(world, "ask_more", lambda: (_ for _ in ()).throw(Conflict(text="died")))
+    with working_for(task), pytest.raises(McvirtError):
+        world.service.give_way(DISK, "n2")
+    if ending == "crash":
+        assert world.kernel.commands == [f"connect {NAME} discarding"]
+        monkeypatch.undo()
+        assert world.journal.settle(task.id) == []
+    assert world.kernel.commands == [f"connect {NAME} discarding", f"disconnect {NAME}"]
+    record = world.undo()
+    assert record is not None and not record.done and world.asides.kept == [DISK]
+
+
+def test_what_is_set_aside_is_not_forgotten_while_it_may_be_needed(world: World) -> None:
+    world.split()
+    world.put_undo(done=False)
+    world.kernel.say(
+        f"change connection name:{NAME} connection:Connecting role:Unknown",
+        f"change peer-device name:{NAME} volume:0 replication:Off peer-disk:DUnknown",
+    )
+    world.reader.wait(NAME, lambda state: state is not None and state.connection == "Connecting", 10)
+    assert "can't be deleted yet" in str(error(lambda: world.service.forget("web1")))
+    assert world.asides.kept == [DISK] and world.undo() is not None
+    world.kernel.say(f"change connection name:{NAME} connection:StandAlone role:Unknown")
+    world.reader.wait(NAME, lambda state: state is not None and state.connection == "StandAlone", 10)
+    act(lambda: world.service.forget("web1"))
+    assert world.asides.kept == [] and world.undo() is None
+
+
 @pytest.mark.parametrize("reason", ["running", "silent", "earlier"])
 def test_what_would_lose_data_is_refused(world: World, reason: str) -> None:
     if reason == "earlier":
@@ -225,7 +270,7 @@ def test_what_is_not_split_or_not_there_is_refused(world: World) -> None:
 
 def test_a_crash_while_it_copies_is_noted_when_it_is_done(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     world.split()
-    monkeypatch.setattr(world.service, "_discard", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+    monkeypatch.setattr(world.service._discarding, "run", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
     task = Task("split_brain.give_way", DISK, "alice", "n2")
     with working_for(task), pytest.raises(KeyboardInterrupt):
         world.service.give_way(DISK, "n2")
