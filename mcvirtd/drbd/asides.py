@@ -30,6 +30,10 @@ class Asides:
         """Keep it no longer; fine if nothing was kept."""
         lvm_snapshots.drop(*self._place(disk))
 
+    def length(self, disk: DiskRecord) -> int | None:
+        """How many bytes are kept; None if nothing is."""
+        return lvm_snapshots.length(*self._place(disk))
+
     def path(self, disk: DiskRecord) -> Path:
         """The device that holds it."""
         return lvm_snapshots.path(*self._place(disk))

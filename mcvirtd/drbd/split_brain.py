@@ -26,7 +26,7 @@ from mcvirtd.drbd.verification_service import Errands
 from mcvirtd.drbd.verifying import known_state, named
 from mcvirtd.host import content
 from mcvirtd.state.records import DiskRecord, SplitUndoRecord, VmRecord
-from mcvirtd.state.store import Store
+from mcvirtd.state.store import Change, Store
 from mcvirtd.tasks.locks import Locks
 from mcvirtd.tasks.task import step
 from mcvirtd.tasks.transaction import Journal
@@ -199,11 +199,8 @@ class SplitBrain(SplitBrainApi):
                         change.edit(SplitUndoRecord, disk, taking=True)
             self._write_back(record)
             by = current_caller().user or "root"
-            with self._store.change() as change:
-                change.put(
-                    SplitUndoRecord(disk=disk, node=other, kept=self._node, made=datetime.now(UTC), by=by, done=True)
-                )
-            self._asides.drop(record)
+            now = SplitUndoRecord(disk=disk, node=other, kept=self._node, made=datetime.now(UTC), by=by, done=True)
+            self._give_up(record, lambda change: change.put(now))
 
     def set_aside(self, disk: str, node: str) -> None:
         """Keep a copy of what this node has of a hard drive that nobody uses."""
@@ -224,6 +221,11 @@ class SplitBrain(SplitBrainApi):
         undo = self._store.get(SplitUndoRecord, disk.id)
         if undo is None or undo.node != self._node:
             raise NotFound(kind="data that was set aside for hard drive", name=disk.id)
+        if self._asides.length(disk) is None:
+            raise Conflict(
+                text=f"The earlier data of {named(disk)} can't be taken back: the volume that it was kept in on node "
+                f"'{self._node}' is gone."
+            )
         self._check_unused(disk)
         return undo
 
@@ -246,6 +248,7 @@ class SplitBrain(SplitBrainApi):
                 content.restore(
                     self._asides.path(disk),
                     Path(f"/dev/drbd{minor}"),
+                    length=self._asides.length(disk),  # it may have been grown since
                     progress=lambda done, total: progress.at(done),  # noqa: ARG005
                 )
             self._kernel.secondary(name)
@@ -263,9 +266,17 @@ class SplitBrain(SplitBrainApi):
             if not undo.done:
                 self._check_at_rest(record)
             with step(f"Deleting what was set aside of hard drive {disk}"):
-                self._asides.drop(record)
+                self._give_up(record, lambda change: change.delete(SplitUndoRecord, disk))
+
+    def _give_up(self, disk: DiskRecord, recorded: Callable[[Change], object]) -> None:
+        """Delete the copy, as soon as the record says that there is none here: never is one promised that is gone."""
+        with self._journal.transaction() as tx:
+            tx.undo(DROP, disk=disk.id)
+            tx.leave_due_if_unknown()
             with self._store.change() as change:
-                change.delete(SplitUndoRecord, disk)
+                recorded(change)
+            self._asides.drop(disk)
+            tx.keep()
 
     def _check_at_rest(self, disk: DiskRecord) -> None:
         """Nothing of this side is being discarded, and nothing is about to be."""
@@ -276,10 +287,11 @@ class SplitBrain(SplitBrainApi):
     # --- after a failure or a crash -----------------------------------------------------------------------------------
 
     def _drop_aside(self, disk: str) -> None:
-        record = self._store.get(DiskRecord, disk)
-        undo = self._store.get(SplitUndoRecord, disk)
-        if record is not None and (undo is None or undo.node != self._node):
-            self._asides.drop(record)
+        # Settled later, it must not delete what somebody is just setting aside.
+        with self._locks.hold(f"disk:{disk}"):
+            record, undo = self._store.get(DiskRecord, disk), self._store.get(SplitUndoRecord, disk)
+            if record is not None and (undo is None or undo.node != self._node):
+                self._asides.drop(record)
 
     def _drop_there(self, disk: str, node: str) -> None:
         undo = self._store.get(SplitUndoRecord, disk)

@@ -9,7 +9,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from mcvirt.errors import BadArgument, CommandFailed, Conflict, McvirtError, NodeUnreachable, NotFound
+from mcvirt.errors import BadArgument, CommandFailed, Conflict, McvirtError, NodeUnreachable, NotFound, UndoIncomplete
 from mcvirt.types.drbd import DrbdInfo, DrbdLeg, ResourceState
 from mcvirt.types.task import TaskInfo
 from mcvirtd.drbd import discarding, split_brain
@@ -48,6 +48,7 @@ class Asides:
     def __init__(self) -> None:
         self.kept: list[str] = []
         self.failing: McvirtError | None = None
+        self.stuck: McvirtError | None = None
 
     def make(self, disk: DiskRecord, progress: Callable[[int, int], None] | None = None) -> None:
         if self.failing:
@@ -55,7 +56,12 @@ class Asides:
         self.kept = [disk.id]
 
     def drop(self, disk: DiskRecord) -> None:
+        if self.stuck:
+            raise self.stuck
         self.kept = [kept for kept in self.kept if kept != disk.id]
+
+    def length(self, disk: DiskRecord) -> int | None:
+        return SIZE if disk.id in self.kept else None
 
     def path(self, disk: DiskRecord) -> Path:
         return Path("/dev/vg0") / disk.volume
@@ -293,7 +299,7 @@ def test_taking_back_sets_the_present_aside_and_writes_through_drbd(
 ) -> None:
     restored: list[tuple[Path, Path]] = []
     monkeypatch.setattr(
-        split_brain.content, "restore", lambda source, target, progress: restored.append((source, target))
+        split_brain.content, "restore", lambda source, target, length, progress: restored.append((source, target))
     )
     world.split()
     act(lambda: world.service.resolve("web1", "n1"))
@@ -310,7 +316,7 @@ def test_taking_back_sets_the_present_aside_and_writes_through_drbd(
 def test_half_taken_back_the_machine_is_not_started_and_the_rest_is_done_later(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def fail(source: Path, target: Path, progress: object) -> None:
+    def fail(source: Path, target: Path, length: int, progress: object) -> None:
         raise CommandFailed(program="copy", status=5, output="no.")
 
     world.split()
@@ -320,7 +326,7 @@ def test_half_taken_back_the_machine_is_not_started_and_the_rest_is_done_later(
     error(lambda: world.service.undo("web1"))
     assert "not taken back to the end" in difference(world.store, disk_record(0))
     assert "undo first" in str(error(lambda: world.service.forget("web1")))
-    monkeypatch.setattr(split_brain.content, "restore", lambda source, target, progress: None)
+    monkeypatch.setattr(split_brain.content, "restore", lambda source, target, length, progress: None)
     act(lambda: world.service.undo("web1"))
     assert (
         world.errands.count(("n1", "split_brain.set_aside")) == 1
@@ -333,6 +339,50 @@ def test_forgetting_deletes_the_copy(world: World) -> None:
     act(lambda: world.service.resolve("web1", "n1"))
     act(lambda: world.service.forget("web1"))
     assert world.asides.kept == [] and world.undo() is None
+
+
+def test_forgetting_that_fails_promises_nothing_that_is_gone(world: World) -> None:
+    world.split()
+    act(lambda: world.service.resolve("web1", "n1"))
+    refusing = pytest.MonkeyPatch()
+    refusing.setattr(world.store, "change", lambda: (_ for _ in ()).throw(Conflict(text="no")))
+    error(lambda: world.service.forget("web1"))
+    refusing.undo()
+    assert world.asides.kept == [DISK] and world.undo() is not None and world.journal.due() == {}
+    world.asides.stuck = CommandFailed(program="lvremove", status=5, output="busy.")
+    task = Task("split_brain.drop", DISK, "alice", "n2")
+    with working_for(task), pytest.raises(UndoIncomplete):
+        world.service.forget("web1")
+    assert world.undo() is None and world.asides.kept == [DISK]
+    world.asides.stuck = None
+    assert world.journal.settle(task.id) == [] and world.asides.kept == []
+
+
+def test_what_is_gone_is_not_taken_back(world: World) -> None:
+    world.split()
+    act(lambda: world.service.resolve("web1", "n1"))
+    world.other = ResourceState(name=NAME, connection="Connected")
+    world.asides.kept = []
+    assert "is gone" in str(error(lambda: world.service.undo("web1")))
+    assert difference(world.store, disk_record(0)) == ""
+    assert ("n1", "split_brain.set_aside") not in world.errands
+    act(lambda: world.service.forget("web1"))
+    assert world.undo() is None
+
+
+def test_of_a_hard_drive_that_was_grown_the_rest_stays(world: World, tmp_path: Path) -> None:
+    source, target = tmp_path / "source", tmp_path / "target"
+    source.write_bytes(b"1" * SIZE)
+    target.write_bytes(b"2" * (SIZE + 65536))
+    assert split_brain.content.restore(source, target, length=SIZE) == SIZE
+    assert target.read_bytes() == b"1" * SIZE + b"2" * 65536
+    given: list[int | None] = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(split_brain.content, "restore", lambda source, target, length, progress: given.append(length))
+        world.split()
+        act(lambda: world.service.resolve("web1", "n1"))
+        act(lambda: world.service.undo("web1"))
+    assert given == [SIZE]
 
 
 def test_restoring_writes_what_differs(tmp_path: Path) -> None:
