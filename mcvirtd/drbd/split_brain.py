@@ -6,7 +6,8 @@ the side that loses then is, too: so each of the two can be had again until some
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -32,6 +33,7 @@ from mcvirtd.tasks.task import step
 from mcvirtd.tasks.transaction import Journal
 
 DROP, DROP_THERE, NOTE_DONE, DEMOTE = "split.drop_aside", "split.drop_aside_there", "split.note_done", "split.demote"
+STAY = "split.stay"
 ASIDE_WITHIN = 180.0
 WRITTEN_WITHIN = 5.0
 
@@ -68,6 +70,7 @@ class SplitBrain(SplitBrainApi):
         journal.register(DROP_THERE, self._drop_there)
         journal.register(NOTE_DONE, self._note_done)
         journal.register(DEMOTE, self._demote)
+        journal.register(STAY, self._stay)
 
     # --- showing ------------------------------------------------------------------------------------------------------
 
@@ -188,15 +191,23 @@ class SplitBrain(SplitBrainApi):
     def take_back(self, disk: str, node: str) -> None:
         """Go on with the data that was set aside on this node."""
         record = self._disk(disk, node)
-        with self._locks.hold(f"disk:{disk}"):
+        with self._unused(record):
             undo = self._check_take_back(record)
             other = self._other(record)
-            if not undo.taking:
+            if not undo.mixed:
                 with self._journal.transaction() as tx:
+                    tx.undo(STAY, disk=disk)
                     tx.undo(DROP_THERE, disk=disk, node=other)
-                    self._have("set_aside", record, other)
-                    with tx.commit() as change:
+                    tx.leave_due_if_unknown()
+                    # From here on the machine is started on no node: the copying may take as long as it likes.
+                    with self._store.change() as change:
                         change.edit(SplitUndoRecord, disk, taking=True)
+                    self._have("set_aside", record, other)
+                    self._check_unused(record)
+                    with tx.commit() as change:
+                        _check_same(record, change.get(DiskRecord, disk))
+                        change.edit(SplitUndoRecord, disk, mixed=True)
+            self._check_unused(record)
             self._write_back(record)
             by = current_caller().user or "root"
             now = SplitUndoRecord(disk=disk, node=other, kept=self._node, made=datetime.now(UTC), by=by, done=True)
@@ -205,12 +216,23 @@ class SplitBrain(SplitBrainApi):
     def set_aside(self, disk: str, node: str) -> None:
         """Keep a copy of what this node has of a hard drive that nobody uses."""
         record = self._disk(disk, node)
-        with self._locks.hold(f"disk:{disk}"):
-            undo = self._store.get(SplitUndoRecord, disk)
+        with self._unused(record):
+            with self._store.change() as change:  # in its turn, so that what the other node has stored is seen
+                undo = change.get(SplitUndoRecord, disk)
             if undo is not None and undo.node == self._node:
                 raise Conflict(text=f"What was set aside of {named(record)} on this node is still wanted.")
+            if undo is None or not undo.taking or undo.mixed:
+                raise Conflict(text=f"The earlier data of {named(record)} is not about to be taken back.")
             self._check_unused(record)
             self._make_aside(record)
+
+    @contextmanager
+    def _unused(self, disk: DiskRecord) -> Iterator[None]:
+        """Nobody starts its machine on this node meanwhile, or changes the hard drive."""
+        machine = [f"vm:{disk.vm}"] if disk.vm is not None else []
+        with self._locks.hold(f"disk:{disk.id}", *machine):
+            _check_same(disk, self._store.get(DiskRecord, disk.id))
+            yield
 
     def _make_aside(self, disk: DiskRecord) -> None:
         name = f"Setting aside what node {self._node} has of hard drive {disk.id}"
@@ -230,6 +252,7 @@ class SplitBrain(SplitBrainApi):
         return undo
 
     def _check_unused(self, disk: DiskRecord) -> None:
+        _check_same(disk, self._store.get(DiskRecord, disk.id))
         state, why = known_state(self._reader, disk), ""
         if "Primary" in (state.role, state.peer_role):
             why = "its machine runs. Stop it first."
@@ -294,9 +317,17 @@ class SplitBrain(SplitBrainApi):
                 self._asides.drop(record)
 
     def _drop_there(self, disk: str, node: str) -> None:
-        undo = self._store.get(SplitUndoRecord, disk)
-        if self._store.get(DiskRecord, disk) is not None and undo is not None and not undo.taking and undo.node != node:
-            self._ask(node, "drop_aside", {"disk": disk}, ASIDE_WITHIN)
+        with self._locks.hold(f"disk:{disk}"):
+            record, undo = self._store.get(DiskRecord, disk), self._store.get(SplitUndoRecord, disk)
+            if record is not None and undo is not None and not undo.mixed and undo.node != node:
+                self._ask(node, "drop_aside", {"disk": disk}, ASIDE_WITHIN)
+
+    def _stay(self, disk: str) -> None:
+        """Nothing is taken back after all, unless some of it is."""
+        with self._locks.hold(f"disk:{disk}"), self._store.change() as change:
+            undo = change.get(SplitUndoRecord, disk)
+            if undo is not None and undo.node == self._node and undo.taking and not undo.mixed:
+                change.edit(SplitUndoRecord, disk, taking=False)
 
     def _note_done(self, disk: str) -> None:
         record, undo = self._store.get(DiskRecord, disk), self._store.get(SplitUndoRecord, disk)
@@ -350,3 +381,8 @@ class SplitBrain(SplitBrainApi):
         if self._node != node or node not in record.nodes:
             raise BadArgument(what=f"node '{names.printable(node)}'", why=f"{named(record)} is not on it.")
         return record
+
+
+def _check_same(disk: DiskRecord, now: DiskRecord | None) -> None:
+    if now is None or now.vm != disk.vm:
+        raise Conflict(text=f"{named(disk)} was attached, detached or deleted meanwhile. Look, and try again.")

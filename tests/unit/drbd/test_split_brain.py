@@ -3,13 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import msgspec
 import pytest
 
-from mcvirt.errors import BadArgument, CommandFailed, Conflict, McvirtError, NodeUnreachable, NotFound, UndoIncomplete
+from mcvirt.errors import (
+    BadArgument,
+    Busy,
+    CommandFailed,
+    Conflict,
+    McvirtError,
+    NodeUnreachable,
+    NotFound,
+    UndoIncomplete,
+)
 from mcvirt.types.drbd import DrbdInfo, DrbdLeg, ResourceState
 from mcvirt.types.task import TaskInfo
 from mcvirtd.drbd import discarding, split_brain
@@ -80,10 +90,11 @@ class World:
         self.other = ResourceState(name=NAME, connection="StandAlone", split_brain=True, out_of_sync=4096)
         self.silent: int | None = None
         self.meets = True
+        self.locks = Locks()
         self.service = SplitBrain(
             store=self.store,
             journal=self.journal,
-            locks=Locks(),
+            locks=self.locks,
             node="n2",
             kernel=self.kernel,
             reader=self.reader,
@@ -136,6 +147,7 @@ class World:
         self, node: str, operation: str, arguments: dict[str, Any], heard: Callable[[TaskInfo], None]
     ) -> msgspec.Raw:
         self.errands.append((node, operation))
+        self.ask_more()
         return msgspec.Raw(b"null")
 
     def undo(self) -> SplitUndoRecord | None:
@@ -332,6 +344,104 @@ def test_half_taken_back_the_machine_is_not_started_and_the_rest_is_done_later(
         world.errands.count(("n1", "split_brain.set_aside")) == 1
     )  # what is there now is a mixture, and nobody's past
     assert difference(world.store, disk_record(0)) == ""
+
+
+def resolved(world: World) -> World:
+    world.split()
+    act(lambda: world.service.resolve("web1", "n1"))
+    world.other = ResourceState(name=NAME, connection="Connected")
+    world.kernel.commands.clear()
+    return world
+
+
+def runs(world: World) -> None:
+    world.kernel.say(f"change resource name:{NAME} role:Primary")
+    world.reader.wait(NAME, lambda state: state is not None and state.role == "Primary", 10)
+
+
+def held(world: World, name: str) -> bool:
+    with working_for(Task("vm.start", "web1", "bob", "n2")):
+        try:
+            with world.locks.hold(name, within=0):
+                return False
+        except Busy:
+            return True
+
+
+def test_the_machine_is_not_started_while_its_data_is_taken_back(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[tuple[str, bool, bool, bool]] = []
+
+    def look(when: str) -> None:
+        blocked = difference(world.store, disk_record(0)) != ""
+        seen.append((when, held(world, "vm:web1"), held(world, f"disk:{DISK}"), blocked))
+
+    monkeypatch.setattr(split_brain.content, "restore", lambda source, target, length, progress: look("written"))
+    resolved(world)
+    monkeypatch.setattr(world, "ask_more", lambda: look("set aside"))
+    act(lambda: world.service.undo("web1"))
+    assert seen == [("set aside", True, True, True), ("written", True, True, True)]
+    assert not held(world, "vm:web1") and difference(world.store, disk_record(0)) == ""
+
+
+@pytest.mark.parametrize("change", ["runs", "moved", "fails"])
+def test_what_changes_while_data_is_set_aside_ends_it(
+    world: World, monkeypatch: pytest.MonkeyPatch, change: str
+) -> None:
+    def happen() -> None:
+        monkeypatch.setattr(world, "ask_more", lambda: None)
+        if change == "runs":
+            runs(world)
+        elif change == "fails":
+            raise NodeUnreachable(node="n1", reason="it is off.")
+        else:
+            with world.store.change() as now:
+                now.edit(DiskRecord, DISK, vm=None, slot=None)
+
+    restored: list[Path] = []
+    monkeypatch.setattr(
+        split_brain.content, "restore", lambda source, target, length, progress: restored.append(target)
+    )
+    resolved(world)
+    monkeypatch.setattr(world, "ask_more", happen)
+    error(lambda: world.service.undo("web1"))
+    assert restored == [] and world.kernel.commands == [] and world.asides.kept == [DISK]
+    record = world.undo()
+    assert record is not None and (record.node, record.taking, record.mixed) == ("n2", False, False)
+    assert world.asked[-1] == ("n1", "drop_aside") and world.journal.due() == {}
+
+
+def test_a_crash_while_data_is_set_aside_leaves_the_machine_to_be_started(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    resolved(world)
+    task = Task("split_brain.take_back", DISK, "alice", "n2")
+    with pytest.MonkeyPatch.context() as patch, working_for(task), pytest.raises(McvirtError):
+        patch.setattr(world, "ask_more", lambda: (_ for _ in ()).throw(Conflict(text="died")))
+        patch.setattr(world.journal, "run", lambda act, arguments: (_ for _ in ()).throw(Conflict(text="died")))
+        world.service.take_back(DISK, "n2")
+    assert difference(world.store, disk_record(0)) != ""
+    assert world.journal.settle(task.id) == [] and difference(world.store, disk_record(0)) == ""
+    assert world.asked[-1] == ("n1", "drop_aside")
+
+
+def test_setting_aside_for_the_other_node_keeps_the_machine_from_starting_here(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[tuple[bool, bool]] = []
+    make = world.asides.make
+    monkeypatch.setattr(
+        world.asides,
+        "make",
+        lambda disk, progress: (seen.append((held(world, "vm:web1"), held(world, f"disk:{DISK}"))), make(disk)),
+    )
+    assert "not about to be" in str(error(lambda: world.service.set_aside(DISK, "n2")))
+    undo = SplitUndoRecord(disk=DISK, node="n1", kept="n2", made=datetime.now(UTC), by="alice", done=True, taking=True)
+    with world.store.change() as change:
+        change.put(undo)
+    act(lambda: world.service.set_aside(DISK, "n2"))
+    assert seen == [(True, True)] and world.asides.kept == [DISK]
+    runs(world)
+    assert "its machine runs" in str(error(lambda: world.service.set_aside(DISK, "n2")))
 
 
 def test_forgetting_deletes_the_copy(world: World) -> None:
