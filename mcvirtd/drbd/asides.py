@@ -10,9 +10,7 @@ from mcvirtd.drbd.resources import DATA
 from mcvirtd.host import lvm_snapshots
 from mcvirtd.state.records import BackendRecord, DiskRecord
 from mcvirtd.state.store import Store
-
-ASIDE = "-drbd-aside"
-"""What the name of that volume ends with, after the hard drive's."""
+from mcvirtd.storage.backends import aside_volume
 
 
 class Asides:
@@ -32,6 +30,10 @@ class Asides:
         """Keep it no longer; fine if nothing was kept."""
         lvm_snapshots.drop(*self._place(disk))
 
+    def length(self, disk: DiskRecord) -> int | None:
+        """How many bytes are kept; None if nothing is."""
+        return lvm_snapshots.length(*self._place(disk))
+
     def path(self, disk: DiskRecord) -> Path:
         """The device that holds it."""
         return lvm_snapshots.path(*self._place(disk))
@@ -43,4 +45,4 @@ class Asides:
         group = backend.location_on(self._node)
         if group is None:
             raise BackendUnavailable(backend=disk.backend, node=self._node, reason="it is not on this node.")
-        return group, disk.volume + ASIDE
+        return group, aside_volume(disk.volume)

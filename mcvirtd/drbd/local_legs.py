@@ -14,14 +14,13 @@ from mcvirt.types.replica import LegCommand, LegSpec, Outlook
 from mcvirt.types.storage import BackendType
 from mcvirt.types.vm import DiskDriver, StorageType
 from mcvirt.units import format_size
-from mcvirtd.drbd.asides import ASIDE
 from mcvirtd.drbd.config import Resource, metadata_size, resource_name
 from mcvirtd.drbd.resources import resource_of
 from mcvirtd.host.drbd_numbers import minors_in_use, ports_in_use
 from mcvirtd.state.records import BackendRecord, DiskRecord, DrbdRecord, NodeRecord, Replica, ReplicaClaimRecord
 from mcvirtd.state.store import Store
 from mcvirtd.storage import backends
-from mcvirtd.storage.backends import Nodes, replica_volumes, volume_of
+from mcvirtd.storage.backends import Nodes, aside_volume, replica_volumes, volume_of
 from mcvirtd.storage.planning import check_size
 from mcvirtd.storage.volumes import Progress, Volumes
 
@@ -211,7 +210,7 @@ class LocalLegs:
                 # Deleting "what is not there" from storage that is not there would leave it behind for good.
                 raise BackendUnavailable(backend=backend, node=self._node, reason=reason)
             volumes = self._volumes(record)
-            for volume in (volume_of(disk) + ASIDE, *replica_volumes(volume_of(disk))):
+            for volume in (aside_volume(volume_of(disk)), *replica_volumes(volume_of(disk))):
                 volumes.delete(volume)
 
     # --- what there is ------------------------------------------------------------------------------------------------

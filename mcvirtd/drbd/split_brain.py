@@ -6,62 +6,36 @@ the side that loses then is, too: so each of the two can be had again until some
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Protocol
 
 import msgspec
 
 from mcvirt import names
-from mcvirt.api.split_brain import SplitBrainApi, SplitPeerApi
-from mcvirt.errors import BadArgument, Conflict, DeadlinePassed, McvirtError, NotFound, ResyncGoesOn, VmNotFound
+from mcvirt.api.split_brain import SplitBrainApi
+from mcvirt.errors import BadArgument, Conflict, McvirtError, NotFound, VmNotFound
 from mcvirt.types.drbd import DrbdInfo, ResourceState
 from mcvirt.types.split_brain import SplitInfo, SplitSide, SplitUndo
 from mcvirtd.auth.caller import current_caller
 from mcvirtd.drbd.config import resource_name
+from mcvirtd.drbd.discarding import Discarding
 from mcvirtd.drbd.reader import Reader, describe
-from mcvirtd.drbd.status import Progress as Position
+from mcvirtd.drbd.split_sides import Ask, Kept, Kernel, equal, written
 from mcvirtd.drbd.verification_service import Errands
 from mcvirtd.drbd.verifying import known_state, named
 from mcvirtd.host import content
 from mcvirtd.state.records import DiskRecord, SplitUndoRecord, VmRecord
-from mcvirtd.state.store import Store
+from mcvirtd.state.store import Change, Store
 from mcvirtd.tasks.locks import Locks
-from mcvirtd.tasks.task import current_task, step
+from mcvirtd.tasks.task import step
 from mcvirtd.tasks.transaction import Journal
 
 DROP, DROP_THERE, NOTE_DONE, DEMOTE = "split.drop_aside", "split.drop_aside_there", "split.note_done", "split.demote"
-CUT_WITHIN = 30.0
-MEET_WITHIN = 90.0
+STAY = "split.stay"
 ASIDE_WITHIN = 180.0
-STALLED_AFTER = 600.0
 WRITTEN_WITHIN = 5.0
-LOOK_EVERY = 1.0
-
-
-class Kernel(Protocol):
-    """What is asked of DRBD on this node."""
-
-    def connect(self, name: str, *, discard_my_data: bool = False) -> None: ...
-    def disconnect(self, name: str, *, force: bool = False) -> None: ...
-    def primary(self, name: str, *, force: bool = False) -> None: ...
-    def secondary(self, name: str) -> None: ...
-    def progress(self) -> Mapping[int, Position]: ...
-
-
-class Kept(Protocol):
-    """What is kept beside the hard drives on this node."""
-
-    def make(self, disk: DiskRecord, progress: Callable[[int, int], None] | None = None) -> None: ...
-    def drop(self, disk: DiskRecord) -> None: ...
-    def path(self, disk: DiskRecord) -> Path: ...
-
-
-Ask = Callable[[str, str, dict[str, Any], float], msgspec.Raw]
-"""Calls an operation of SplitPeerApi on another node: node, operation, arguments, seconds."""
 
 
 class SplitBrain(SplitBrainApi):
@@ -91,10 +65,12 @@ class SplitBrain(SplitBrainApi):
         self._info = info
         self._errands = errands
         self._ask = ask
+        self._discarding = Discarding(journal=journal, kernel=kernel, reader=reader, ask=ask)
         journal.register(DROP, self._drop_aside)
         journal.register(DROP_THERE, self._drop_there)
         journal.register(NOTE_DONE, self._note_done)
         journal.register(DEMOTE, self._demote)
+        journal.register(STAY, self._stay)
 
     # --- showing ------------------------------------------------------------------------------------------------------
 
@@ -182,7 +158,7 @@ class SplitBrain(SplitBrainApi):
                 with tx.commit() as change:
                     change.put(kept)
             due = self._journal.add(0, "redo", NOTE_DONE, {"disk": disk})
-            self._discard(record, state, other)
+            self._discarding.run(record, state, other)
             with self._store.change() as change:
                 change.edit(SplitUndoRecord, disk, done=True)
                 change.execute("DELETE FROM journal WHERE seq = ?", (due,))
@@ -210,71 +186,53 @@ class SplitBrain(SplitBrainApi):
             raise Conflict(text=f"The split of {named(disk)} can't be resolved: {why}")
         return state
 
-    def _discard(self, disk: DiskRecord, state: ResourceState, other: str) -> None:
-        name = state.name
-        if state.connection != "StandAlone":
-            self._kernel.disconnect(name)
-            self._reader.wait(name, lambda now: now is not None and now.connection == "StandAlone", CUT_WITHIN)
-        current_task().check()
-        self._kernel.connect(name, discard_my_data=True)
-        try:
-            self._ask(other, "meet", {"disk": disk.id}, CUT_WITHIN)
-        except BaseException:
-            # It must not stay ready to discard for whenever the other side happens to come.
-            self._kernel.disconnect(name)
-            raise
-        with step(f"Copying hard drive {disk.id} from {other}", total=disk.size, unit="B") as progress:
-            moved, behind = time.monotonic(), -1
-            while True:
-                with suppress(DeadlinePassed):
-                    self._reader.wait(name, _equal, LOOK_EVERY)
-                    return
-                if current_task().cancelled.is_set():
-                    raise ResyncGoesOn(by="")
-                now = self._reader.state(name)
-                position = self._kernel.progress().get(state.minor or 0)
-                left = position.out_of_sync if position is not None else 0
-                if now is not None and now.copying:
-                    progress.at(max(0, disk.size - left))
-                    if left != behind:
-                        moved, behind = time.monotonic(), left
-                within = MEET_WITHIN if behind < 0 else STALLED_AFTER
-                if time.monotonic() - moved > within:
-                    raise DeadlinePassed(
-                        what=f"The resync of {named(disk)}", seconds=f"{within:.0f}", why=describe(now)
-                    )
-
     # --- taking back --------------------------------------------------------------------------------------------------
 
     def take_back(self, disk: str, node: str) -> None:
         """Go on with the data that was set aside on this node."""
         record = self._disk(disk, node)
-        with self._locks.hold(f"disk:{disk}"):
+        with self._unused(record):
             undo = self._check_take_back(record)
             other = self._other(record)
-            if not undo.taking:
+            if not undo.mixed:
                 with self._journal.transaction() as tx:
+                    tx.undo(STAY, disk=disk)
                     tx.undo(DROP_THERE, disk=disk, node=other)
-                    self._have("set_aside", record, other)
-                    with tx.commit() as change:
+                    tx.leave_due_if_unknown()
+                    # From here on the machine is started on no node: the copying may take as long as it likes.
+                    with self._store.change() as change:
                         change.edit(SplitUndoRecord, disk, taking=True)
+                    self._have("set_aside", record, other)
+                    self._check_unused(record)
+                    with tx.commit() as change:
+                        _check_same(record, change.get(DiskRecord, disk))
+                        change.edit(SplitUndoRecord, disk, mixed=True)
+            self._check_unused(record)
             self._write_back(record)
             by = current_caller().user or "root"
-            with self._store.change() as change:
-                change.put(
-                    SplitUndoRecord(disk=disk, node=other, kept=self._node, made=datetime.now(UTC), by=by, done=True)
-                )
-            self._asides.drop(record)
+            now = SplitUndoRecord(disk=disk, node=other, kept=self._node, made=datetime.now(UTC), by=by, done=True)
+            self._give_up(record, lambda change: change.put(now))
 
     def set_aside(self, disk: str, node: str) -> None:
         """Keep a copy of what this node has of a hard drive that nobody uses."""
         record = self._disk(disk, node)
-        with self._locks.hold(f"disk:{disk}"):
-            undo = self._store.get(SplitUndoRecord, disk)
+        with self._unused(record):
+            with self._store.change() as change:  # in its turn, so that what the other node has stored is seen
+                undo = change.get(SplitUndoRecord, disk)
             if undo is not None and undo.node == self._node:
                 raise Conflict(text=f"What was set aside of {named(record)} on this node is still wanted.")
+            if undo is None or not undo.taking or undo.mixed:
+                raise Conflict(text=f"The earlier data of {named(record)} is not about to be taken back.")
             self._check_unused(record)
             self._make_aside(record)
+
+    @contextmanager
+    def _unused(self, disk: DiskRecord) -> Iterator[None]:
+        """Nobody starts its machine on this node meanwhile, or changes the hard drive."""
+        machine = [f"vm:{disk.vm}"] if disk.vm is not None else []
+        with self._locks.hold(f"disk:{disk.id}", *machine):
+            _check_same(disk, self._store.get(DiskRecord, disk.id))
+            yield
 
     def _make_aside(self, disk: DiskRecord) -> None:
         name = f"Setting aside what node {self._node} has of hard drive {disk.id}"
@@ -285,14 +243,20 @@ class SplitBrain(SplitBrainApi):
         undo = self._store.get(SplitUndoRecord, disk.id)
         if undo is None or undo.node != self._node:
             raise NotFound(kind="data that was set aside for hard drive", name=disk.id)
+        if self._asides.length(disk) is None:
+            raise Conflict(
+                text=f"The earlier data of {named(disk)} can't be taken back: the volume that it was kept in on node "
+                f"'{self._node}' is gone."
+            )
         self._check_unused(disk)
         return undo
 
     def _check_unused(self, disk: DiskRecord) -> None:
+        _check_same(disk, self._store.get(DiskRecord, disk.id))
         state, why = known_state(self._reader, disk), ""
         if "Primary" in (state.role, state.peer_role):
             why = "its machine runs. Stop it first."
-        elif not _equal(state):
+        elif not equal(state):
             why = describe(state)
         if why:
             raise Conflict(text=f"The earlier data of {named(disk)} can't be taken back: {why}")
@@ -307,6 +271,7 @@ class SplitBrain(SplitBrainApi):
                 content.restore(
                     self._asides.path(disk),
                     Path(f"/dev/drbd{minor}"),
+                    length=self._asides.length(disk),  # it may have been grown since
                     progress=lambda done, total: progress.at(done),  # noqa: ARG005
                 )
             self._kernel.secondary(name)
@@ -321,29 +286,54 @@ class SplitBrain(SplitBrainApi):
                 raise NotFound(kind="data that was set aside for hard drive", name=disk)
             if undo.taking:
                 raise Conflict(text=f"{named(record)} is being taken back, and not all of it is there yet: undo first.")
+            if not undo.done:
+                self._check_at_rest(record)
             with step(f"Deleting what was set aside of hard drive {disk}"):
-                self._asides.drop(record)
+                self._give_up(record, lambda change: change.delete(SplitUndoRecord, disk))
+
+    def _give_up(self, disk: DiskRecord, recorded: Callable[[Change], object]) -> None:
+        """Delete the copy, as soon as the record says that there is none here: never is one promised that is gone."""
+        with self._journal.transaction() as tx:
+            tx.undo(DROP, disk=disk.id)
+            tx.leave_due_if_unknown()
             with self._store.change() as change:
-                change.delete(SplitUndoRecord, disk)
+                recorded(change)
+            self._asides.drop(disk)
+            tx.keep()
+
+    def _check_at_rest(self, disk: DiskRecord) -> None:
+        """Nothing of this side is being discarded, and nothing is about to be."""
+        state = known_state(self._reader, disk)
+        if state.connection != "StandAlone" and not equal(state):
+            raise Conflict(text=f"What was set aside of {named(disk)} can't be deleted yet: {describe(state)}")
 
     # --- after a failure or a crash -----------------------------------------------------------------------------------
 
     def _drop_aside(self, disk: str) -> None:
-        record = self._store.get(DiskRecord, disk)
-        undo = self._store.get(SplitUndoRecord, disk)
-        if record is not None and (undo is None or undo.node != self._node):
-            self._asides.drop(record)
+        # Settled later, it must not delete what somebody is just setting aside.
+        with self._locks.hold(f"disk:{disk}"):
+            record, undo = self._store.get(DiskRecord, disk), self._store.get(SplitUndoRecord, disk)
+            if record is not None and (undo is None or undo.node != self._node):
+                self._asides.drop(record)
 
     def _drop_there(self, disk: str, node: str) -> None:
-        undo = self._store.get(SplitUndoRecord, disk)
-        if self._store.get(DiskRecord, disk) is not None and undo is not None and not undo.taking and undo.node != node:
-            self._ask(node, "drop_aside", {"disk": disk}, ASIDE_WITHIN)
+        with self._locks.hold(f"disk:{disk}"):
+            record, undo = self._store.get(DiskRecord, disk), self._store.get(SplitUndoRecord, disk)
+            if record is not None and undo is not None and not undo.mixed and undo.node != node:
+                self._ask(node, "drop_aside", {"disk": disk}, ASIDE_WITHIN)
+
+    def _stay(self, disk: str) -> None:
+        """Nothing is taken back after all, unless some of it is."""
+        with self._locks.hold(f"disk:{disk}"), self._store.change() as change:
+            undo = change.get(SplitUndoRecord, disk)
+            if undo is not None and undo.node == self._node and undo.taking and not undo.mixed:
+                change.edit(SplitUndoRecord, disk, taking=False)
 
     def _note_done(self, disk: str) -> None:
         record, undo = self._store.get(DiskRecord, disk), self._store.get(SplitUndoRecord, disk)
         if record is None or undo is None or undo.done or self._is_split(record):
             return
-        if not _equal(self._reader.state(resource_name(disk))):
+        if not equal(self._reader.state(resource_name(disk))):
             raise Conflict(text=f"{named(record)} is still being copied.")
         with self._store.change() as change:
             change.edit(SplitUndoRecord, disk, done=True)
@@ -393,44 +383,6 @@ class SplitBrain(SplitBrainApi):
         return record
 
 
-def _equal(state: ResourceState | None) -> bool:
-    return state is not None and state.both_good and state.replication == "Established" and not state.out_of_sync
-
-
-def written(kernel: Kernel, disk: DiskRecord) -> int | None:
-    """How many bytes of the hard drive this side has written without the other; None where the kernel says nothing."""
-    position = kernel.progress().get(disk.replica.minor) if disk.replica is not None else None
-    return None if position is None else position.out_of_sync
-
-
-class SplitPeer(SplitPeerApi):
-    """What the node that gives way asks of this one: see SplitPeerApi."""
-
-    def __init__(self, *, store: Store, node: str, kernel: Kernel, reader: Reader, asides: Kept) -> None:
-        self._store = store
-        self._node = node
-        self._kernel = kernel
-        self._reader = reader
-        self._asides = asides
-
-    def meet(self, disk: str) -> None:
-        """Look for the other side of the hard drive again."""
-        state = self._reader.state(resource_name(self._disk(disk).id))
-        if state is None:
-            raise Conflict(text=f"Hard drive {disk} is not set up on node '{self._node}'.")
-        if state.connection == "StandAlone":
-            self._kernel.connect(state.name)
-
-    def written(self, disk: str) -> int | None:
-        """How many bytes this side has written without the other."""
-        return written(self._kernel, self._disk(disk))
-
-    def drop_aside(self, disk: str) -> None:
-        """Delete that copy."""
-        self._asides.drop(self._disk(disk))
-
-    def _disk(self, disk: str) -> DiskRecord:
-        record = self._store.get(DiskRecord, names.object_id(disk, "hd", "hard drive"))
-        if record is None or record.replica is None or self._node not in record.nodes:
-            raise NotFound(kind="replicated hard drive", name=names.printable(disk))
-        return record
+def _check_same(disk: DiskRecord, now: DiskRecord | None) -> None:
+    if now is None or now.vm != disk.vm:
+        raise Conflict(text=f"{named(disk)} was attached, detached or deleted meanwhile. Look, and try again.")

@@ -22,7 +22,8 @@ from mcvirtd.drbd.peer_legs import DrbdPeerService, legs_by_node
 from mcvirtd.drbd.roles import Roles
 from mcvirtd.drbd.service import DrbdService
 from mcvirtd.drbd.soundness import Soundness
-from mcvirtd.drbd.split_brain import SplitBrain, SplitPeer
+from mcvirtd.drbd.split_brain import SplitBrain
+from mcvirtd.drbd.split_sides import SplitPeer
 from mcvirtd.drbd.view import ReplicaView
 from mcvirtd.host import drbd as host_drbd
 from mcvirtd.state.store import Store

@@ -124,10 +124,11 @@ def _write_at(target: int, data: bytes, position: int) -> None:
     write_all(target, data)
 
 
-def restore(source: Path, target: Path, *, progress: Progress | None = None) -> int:
+def restore(source: Path, target: Path, *, length: int | None = None, progress: Progress | None = None) -> int:
     """Make block device *target* hold what *source* holds, durably, by writing what differs; returns how much did.
 
-    *source* is read past the page cache, which knows nothing of what was written below it.
+    Of a target that is longer than *length* the rest stays as it is. *source* is read past the page cache, which knows
+    nothing of what was written below it.
     """
     written = 0
     with (
@@ -137,6 +138,7 @@ def restore(source: Path, target: Path, *, progress: Progress | None = None) -> 
         mmap.mmap(-1, PIECE) as buffer,
     ):
         size = os.lseek(writes, 0, os.SEEK_END)
+        size = size if length is None else min(size, length)
         pace = Pace(size, progress, None)
         for start in range(0, size, PIECE):
             pace.at(start)

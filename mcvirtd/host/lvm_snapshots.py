@@ -47,6 +47,12 @@ def drop(group: str, name: str) -> None:
     lvm.remove_volume(group, name)
 
 
+def length(group: str, name: str) -> int | None:
+    """How many bytes were kept; None if nothing was."""
+    found = lvm.volume(group, name)
+    return None if found is None else found.size
+
+
 def path(group: str, name: str) -> Path:
     """The device of what was kept, which is there then."""
     return lvm.open_path(group, name)

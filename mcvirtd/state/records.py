@@ -158,7 +158,8 @@ class VerificationRecord(Record, frozen=True, kw_only=True):
 class SplitUndoRecord(Record, frozen=True, kw_only=True):
     """The data that node *node* had of a hard drive when node *kept* was chosen to go on, kept beside it.
 
-    *done*: the choice was carried out. *taking*: what was kept is being taken back, and not all of it is there yet.
+    *done*: the choice was carried out. *taking*: what was kept is to be taken back, and not all of it is there yet.
+    *mixed*: that has begun to be written, so what the hard drive holds now is nobody's data.
     """
 
     kind: ClassVar[str] = "split_undo"
@@ -170,6 +171,7 @@ class SplitUndoRecord(Record, frozen=True, kw_only=True):
     by: str
     done: bool = False
     taking: bool = False
+    mixed: bool = False
 
 
 class DrbdRecord(Record, frozen=True, kw_only=True):

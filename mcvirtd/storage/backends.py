@@ -227,7 +227,7 @@ def being_made(store: Store) -> frozenset[tuple[str, str]]:
     return frozenset(
         (
             *((entry["backend"], entry["volume"]) for entry in entries),
-            *((claim.backend, volume) for claim in claims for volume in replica_volumes(volume_of(claim.disk))),
+            *((claim.backend, volume) for claim in claims for volume in _all_of_replica(volume_of(claim.disk))),
         )
     )
 
@@ -242,6 +242,15 @@ def replica_volumes(base: str) -> tuple[str, str]:
     return f"{base}-drbd-raw", f"{base}-drbd-meta"
 
 
+def aside_volume(base: str) -> str:
+    """The volume that what one side of a replicated hard drive had before a split was resolved is kept in."""
+    return f"{base}-drbd-aside"
+
+
+def _all_of_replica(base: str) -> tuple[str, ...]:
+    return (*replica_volumes(base), aside_volume(base))
+
+
 def volumes_of(record: DiskRecord) -> tuple[str, ...]:
-    """All volumes of a hard drive on one of its nodes."""
-    return replica_volumes(record.volume) if record.replica is not None else (record.volume,)
+    """All volumes that a hard drive has, or may have, on one of its nodes. They are nobody else's."""
+    return _all_of_replica(record.volume) if record.replica is not None else (record.volume,)

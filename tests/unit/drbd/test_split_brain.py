@@ -3,16 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import msgspec
 import pytest
 
-from mcvirt.errors import BadArgument, CommandFailed, Conflict, McvirtError, NodeUnreachable, NotFound
+from mcvirt.errors import (
+    BadArgument,
+    Busy,
+    CommandFailed,
+    Conflict,
+    McvirtError,
+    NodeUnreachable,
+    NotFound,
+    UndoIncomplete,
+)
 from mcvirt.types.drbd import DrbdInfo, DrbdLeg, ResourceState
 from mcvirt.types.task import TaskInfo
-from mcvirtd.drbd import split_brain
+from mcvirtd.drbd import discarding, split_brain
 from mcvirtd.drbd.reader import Reader
 from mcvirtd.drbd.split_brain import SplitBrain
 from mcvirtd.drbd.status import Progress
@@ -48,6 +58,7 @@ class Asides:
     def __init__(self) -> None:
         self.kept: list[str] = []
         self.failing: McvirtError | None = None
+        self.stuck: McvirtError | None = None
 
     def make(self, disk: DiskRecord, progress: Callable[[int, int], None] | None = None) -> None:
         if self.failing:
@@ -55,7 +66,12 @@ class Asides:
         self.kept = [disk.id]
 
     def drop(self, disk: DiskRecord) -> None:
+        if self.stuck:
+            raise self.stuck
         self.kept = [kept for kept in self.kept if kept != disk.id]
+
+    def length(self, disk: DiskRecord) -> int | None:
+        return SIZE if disk.id in self.kept else None
 
     def path(self, disk: DiskRecord) -> Path:
         return Path("/dev/vg0") / disk.volume
@@ -73,10 +89,12 @@ class World:
         self.errands: list[tuple[str, str]] = []
         self.other = ResourceState(name=NAME, connection="StandAlone", split_brain=True, out_of_sync=4096)
         self.silent: int | None = None
+        self.meets = True
+        self.locks = Locks()
         self.service = SplitBrain(
             store=self.store,
             journal=self.journal,
-            locks=Locks(),
+            locks=self.locks,
             node="n2",
             kernel=self.kernel,
             reader=self.reader,
@@ -113,18 +131,23 @@ class World:
         self.asked.append((node, operation))
         if operation in self.answers:
             raise self.answers[operation]
-        if operation == "meet":
+        if operation == "meet" and self.meets:
             self.kernel.say(
                 f"change connection name:{NAME} connection:Connected role:Secondary",
                 f"change peer-device name:{NAME} volume:0 replication:SyncTarget peer-disk:UpToDate out-of-sync:12",
                 f"change peer-device name:{NAME} volume:0 replication:Established peer-disk:UpToDate out-of-sync:0",
             )
+        self.ask_more()
         return msgspec.Raw(b"4096" if operation == "written" else b"null")
+
+    def ask_more(self) -> None:
+        """What a test has happen while the other node is asked."""
 
     def run(
         self, node: str, operation: str, arguments: dict[str, Any], heard: Callable[[TaskInfo], None]
     ) -> msgspec.Raw:
         self.errands.append((node, operation))
+        self.ask_more()
         return msgspec.Raw(b"null")
 
     def undo(self) -> SplitUndoRecord | None:
@@ -195,6 +218,46 @@ def test_a_side_that_is_alone_does_not_stay_ready_to_discard(world: World) -> No
     assert world.asides.kept == [DISK]
 
 
+@pytest.mark.parametrize("ending", ["deadline", "cancel", "crash"])
+def test_a_side_that_waits_no_more_is_not_ready_to_discard(
+    world: World, monkeypatch: pytest.MonkeyPatch, ending: str
+) -> None:
+    world.split().meets = False
+    monkeypatch.setattr(discarding, "MEET_WITHIN", 0.05 if ending == "deadline" else 10.0)
+    task = Task("split_brain.give_way", DISK, "alice", "n2")
+    if ending == "cancel":
+        world.kernel.follows["connect"] = []
+        monkeypatch.setattr(world, "ask_more", lambda: task.cancel("alice"))
+    if ending == "crash":
+        monkeypatch.setattr(world.journal, "run", lambda act, arguments: (_ for _ in ()).throw(Conflict(text="died")))
+        monkeypatch.setattr(world, "ask_more", lambda: (_ for _ in ()).throw(Conflict(text="died")))
+    with working_for(task), pytest.raises(McvirtError):
+        world.service.give_way(DISK, "n2")
+    if ending == "crash":
+        assert world.kernel.commands == [f"connect {NAME} discarding"]
+        monkeypatch.undo()
+        assert world.journal.settle(task.id) == []
+    assert world.kernel.commands == [f"connect {NAME} discarding", f"disconnect {NAME}"]
+    record = world.undo()
+    assert record is not None and not record.done and world.asides.kept == [DISK]
+
+
+def test_what_is_set_aside_is_not_forgotten_while_it_may_be_needed(world: World) -> None:
+    world.split()
+    world.put_undo(done=False)
+    world.kernel.say(
+        f"change connection name:{NAME} connection:Connecting role:Unknown",
+        f"change peer-device name:{NAME} volume:0 replication:Off peer-disk:DUnknown",
+    )
+    world.reader.wait(NAME, lambda state: state is not None and state.connection == "Connecting", 10)
+    assert "can't be deleted yet" in str(error(lambda: world.service.forget("web1")))
+    assert world.asides.kept == [DISK] and world.undo() is not None
+    world.kernel.say(f"change connection name:{NAME} connection:StandAlone role:Unknown")
+    world.reader.wait(NAME, lambda state: state is not None and state.connection == "StandAlone", 10)
+    act(lambda: world.service.forget("web1"))
+    assert world.asides.kept == [] and world.undo() is None
+
+
 @pytest.mark.parametrize("reason", ["running", "silent", "earlier"])
 def test_what_would_lose_data_is_refused(world: World, reason: str) -> None:
     if reason == "earlier":
@@ -225,7 +288,7 @@ def test_what_is_not_split_or_not_there_is_refused(world: World) -> None:
 
 def test_a_crash_while_it_copies_is_noted_when_it_is_done(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     world.split()
-    monkeypatch.setattr(world.service, "_discard", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+    monkeypatch.setattr(world.service._discarding, "run", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
     task = Task("split_brain.give_way", DISK, "alice", "n2")
     with working_for(task), pytest.raises(KeyboardInterrupt):
         world.service.give_way(DISK, "n2")
@@ -248,7 +311,7 @@ def test_taking_back_sets_the_present_aside_and_writes_through_drbd(
 ) -> None:
     restored: list[tuple[Path, Path]] = []
     monkeypatch.setattr(
-        split_brain.content, "restore", lambda source, target, progress: restored.append((source, target))
+        split_brain.content, "restore", lambda source, target, length, progress: restored.append((source, target))
     )
     world.split()
     act(lambda: world.service.resolve("web1", "n1"))
@@ -265,7 +328,7 @@ def test_taking_back_sets_the_present_aside_and_writes_through_drbd(
 def test_half_taken_back_the_machine_is_not_started_and_the_rest_is_done_later(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def fail(source: Path, target: Path, progress: object) -> None:
+    def fail(source: Path, target: Path, length: int, progress: object) -> None:
         raise CommandFailed(program="copy", status=5, output="no.")
 
     world.split()
@@ -275,7 +338,7 @@ def test_half_taken_back_the_machine_is_not_started_and_the_rest_is_done_later(
     error(lambda: world.service.undo("web1"))
     assert "not taken back to the end" in difference(world.store, disk_record(0))
     assert "undo first" in str(error(lambda: world.service.forget("web1")))
-    monkeypatch.setattr(split_brain.content, "restore", lambda source, target, progress: None)
+    monkeypatch.setattr(split_brain.content, "restore", lambda source, target, length, progress: None)
     act(lambda: world.service.undo("web1"))
     assert (
         world.errands.count(("n1", "split_brain.set_aside")) == 1
@@ -283,11 +346,153 @@ def test_half_taken_back_the_machine_is_not_started_and_the_rest_is_done_later(
     assert difference(world.store, disk_record(0)) == ""
 
 
+def resolved(world: World) -> World:
+    world.split()
+    act(lambda: world.service.resolve("web1", "n1"))
+    world.other = ResourceState(name=NAME, connection="Connected")
+    world.kernel.commands.clear()
+    return world
+
+
+def runs(world: World) -> None:
+    world.kernel.say(f"change resource name:{NAME} role:Primary")
+    world.reader.wait(NAME, lambda state: state is not None and state.role == "Primary", 10)
+
+
+def held(world: World, name: str) -> bool:
+    with working_for(Task("vm.start", "web1", "bob", "n2")):
+        try:
+            with world.locks.hold(name, within=0):
+                return False
+        except Busy:
+            return True
+
+
+def test_the_machine_is_not_started_while_its_data_is_taken_back(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[tuple[str, bool, bool, bool]] = []
+
+    def look(when: str) -> None:
+        blocked = difference(world.store, disk_record(0)) != ""
+        seen.append((when, held(world, "vm:web1"), held(world, f"disk:{DISK}"), blocked))
+
+    monkeypatch.setattr(split_brain.content, "restore", lambda source, target, length, progress: look("written"))
+    resolved(world)
+    monkeypatch.setattr(world, "ask_more", lambda: look("set aside"))
+    act(lambda: world.service.undo("web1"))
+    assert seen == [("set aside", True, True, True), ("written", True, True, True)]
+    assert not held(world, "vm:web1") and difference(world.store, disk_record(0)) == ""
+
+
+@pytest.mark.parametrize("change", ["runs", "moved", "fails"])
+def test_what_changes_while_data_is_set_aside_ends_it(
+    world: World, monkeypatch: pytest.MonkeyPatch, change: str
+) -> None:
+    def happen() -> None:
+        monkeypatch.setattr(world, "ask_more", lambda: None)
+        if change == "runs":
+            runs(world)
+        elif change == "fails":
+            raise NodeUnreachable(node="n1", reason="it is off.")
+        else:
+            with world.store.change() as now:
+                now.edit(DiskRecord, DISK, vm=None, slot=None)
+
+    restored: list[Path] = []
+    monkeypatch.setattr(
+        split_brain.content, "restore", lambda source, target, length, progress: restored.append(target)
+    )
+    resolved(world)
+    monkeypatch.setattr(world, "ask_more", happen)
+    error(lambda: world.service.undo("web1"))
+    assert restored == [] and world.kernel.commands == [] and world.asides.kept == [DISK]
+    record = world.undo()
+    assert record is not None and (record.node, record.taking, record.mixed) == ("n2", False, False)
+    assert world.asked[-1] == ("n1", "drop_aside") and world.journal.due() == {}
+
+
+def test_a_crash_while_data_is_set_aside_leaves_the_machine_to_be_started(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    resolved(world)
+    task = Task("split_brain.take_back", DISK, "alice", "n2")
+    with pytest.MonkeyPatch.context() as patch, working_for(task), pytest.raises(McvirtError):
+        patch.setattr(world, "ask_more", lambda: (_ for _ in ()).throw(Conflict(text="died")))
+        patch.setattr(world.journal, "run", lambda act, arguments: (_ for _ in ()).throw(Conflict(text="died")))
+        world.service.take_back(DISK, "n2")
+    assert difference(world.store, disk_record(0)) != ""
+    assert world.journal.settle(task.id) == [] and difference(world.store, disk_record(0)) == ""
+    assert world.asked[-1] == ("n1", "drop_aside")
+
+
+def test_setting_aside_for_the_other_node_keeps_the_machine_from_starting_here(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[tuple[bool, bool]] = []
+    make = world.asides.make
+    monkeypatch.setattr(
+        world.asides,
+        "make",
+        lambda disk, progress: (seen.append((held(world, "vm:web1"), held(world, f"disk:{DISK}"))), make(disk)),
+    )
+    assert "not about to be" in str(error(lambda: world.service.set_aside(DISK, "n2")))
+    undo = SplitUndoRecord(disk=DISK, node="n1", kept="n2", made=datetime.now(UTC), by="alice", done=True, taking=True)
+    with world.store.change() as change:
+        change.put(undo)
+    act(lambda: world.service.set_aside(DISK, "n2"))
+    assert seen == [(True, True)] and world.asides.kept == [DISK]
+    runs(world)
+    assert "its machine runs" in str(error(lambda: world.service.set_aside(DISK, "n2")))
+
+
 def test_forgetting_deletes_the_copy(world: World) -> None:
     world.split()
     act(lambda: world.service.resolve("web1", "n1"))
     act(lambda: world.service.forget("web1"))
     assert world.asides.kept == [] and world.undo() is None
+
+
+def test_forgetting_that_fails_promises_nothing_that_is_gone(world: World) -> None:
+    world.split()
+    act(lambda: world.service.resolve("web1", "n1"))
+    refusing = pytest.MonkeyPatch()
+    refusing.setattr(world.store, "change", lambda: (_ for _ in ()).throw(Conflict(text="no")))
+    error(lambda: world.service.forget("web1"))
+    refusing.undo()
+    assert world.asides.kept == [DISK] and world.undo() is not None and world.journal.due() == {}
+    world.asides.stuck = CommandFailed(program="lvremove", status=5, output="busy.")
+    task = Task("split_brain.drop", DISK, "alice", "n2")
+    with working_for(task), pytest.raises(UndoIncomplete):
+        world.service.forget("web1")
+    assert world.undo() is None and world.asides.kept == [DISK]
+    world.asides.stuck = None
+    assert world.journal.settle(task.id) == [] and world.asides.kept == []
+
+
+def test_what_is_gone_is_not_taken_back(world: World) -> None:
+    world.split()
+    act(lambda: world.service.resolve("web1", "n1"))
+    world.other = ResourceState(name=NAME, connection="Connected")
+    world.asides.kept = []
+    assert "is gone" in str(error(lambda: world.service.undo("web1")))
+    assert difference(world.store, disk_record(0)) == ""
+    assert ("n1", "split_brain.set_aside") not in world.errands
+    act(lambda: world.service.forget("web1"))
+    assert world.undo() is None
+
+
+def test_of_a_hard_drive_that_was_grown_the_rest_stays(world: World, tmp_path: Path) -> None:
+    source, target = tmp_path / "source", tmp_path / "target"
+    source.write_bytes(b"1" * SIZE)
+    target.write_bytes(b"2" * (SIZE + 65536))
+    assert split_brain.content.restore(source, target, length=SIZE) == SIZE
+    assert target.read_bytes() == b"1" * SIZE + b"2" * 65536
+    given: list[int | None] = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(split_brain.content, "restore", lambda source, target, length, progress: given.append(length))
+        world.split()
+        act(lambda: world.service.resolve("web1", "n1"))
+        act(lambda: world.service.undo("web1"))
+    assert given == [SIZE]
 
 
 def test_restoring_writes_what_differs(tmp_path: Path) -> None:

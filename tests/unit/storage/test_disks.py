@@ -9,6 +9,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
+from mcvirt import names
 from mcvirt.errors import (
     BackendUnavailable,
     BadArgument,
@@ -29,7 +30,8 @@ from mcvirt.types.task import TaskState
 from mcvirt.types.vm import DiskDriver, DiskSpec, StorageType
 from mcvirt.units import GIB, MIB, TIB
 from mcvirtd.host.run import installed
-from mcvirtd.state.records import BackendRecord, DiskRecord
+from mcvirtd.state.records import BackendRecord, DiskRecord, Replica, ReplicaClaimRecord
+from mcvirtd.storage import backends
 from mcvirtd.storage.file_volumes import FileVolumes
 from mcvirtd.tasks.task import Task, working_for
 from tests.unit.storage.world import WITHIN, Standstill, World
@@ -490,6 +492,30 @@ class TestAdopt:
             world.disks.adopt(volumes.names()[0], "pool")
         still.release()
         making.join(WITHIN)
+
+    @pytest.mark.parametrize("made", [True, False])
+    @pytest.mark.parametrize("suffix", ["-drbd-raw", "-drbd-meta", "-drbd-aside"])
+    def test_what_belongs_to_a_replicated_one_is_refused(self, world: World, suffix: str, made: bool) -> None:
+        disk, numbers = names.new_id("hd"), {"minor": 1, "port": 7789}
+        with world.store.change() as change:
+            if made:
+                replicated = DiskRecord(
+                    id=disk,
+                    volume=backends.volume_of(disk),
+                    backend="pool",
+                    size=4 * MIB,
+                    driver=DiskDriver.VIRTIO,
+                    storage_type=StorageType.DRBD,
+                    nodes=("n1", "n2"),
+                    replica=Replica(secret="s" * 32, **numbers),
+                )
+                change.put(replicated)
+            else:
+                claim = ReplicaClaimRecord(disk=disk, backend="pool", nodes=("n1", "n2"), coordinator="n2", **numbers)
+                change.put(claim)
+        world.lvm("pool").create(f"mcvirt-{disk}{suffix}", 4 * MIB)
+        with pytest.raises(Conflict, match="already" if made else "being made"):
+            world.disks.adopt(f"mcvirt-{disk}{suffix}", "pool")
 
     def test_unusable_is_refused(self, world: World) -> None:
         volumes = world.lvm("pool")
