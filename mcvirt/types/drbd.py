@@ -55,6 +55,11 @@ class ResourceState(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tru
         """Whether both sides have all data, as far as DRBD knows; blocks a verification found may still differ."""
         return self.connected and self.disk == "UpToDate" and self.peer_disk == "UpToDate"
 
+    @property
+    def known_to_differ(self) -> bool:
+        """Whether a comparison found blocks that differ, which nothing has copied since, on two good sides at rest."""
+        return self.both_good and self.replication == "Established" and self.out_of_sync > 0
+
 
 class DrbdLeg(msgspec.Struct, frozen=True, kw_only=True):
     """One node's side of a replicated hard drive. *state* is None where the kernel there has no such resource.

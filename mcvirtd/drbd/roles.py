@@ -13,7 +13,7 @@ from mcvirt.types.replica import LegCommand
 from mcvirtd.drbd.config import resource_name
 from mcvirtd.drbd.local_legs import Legs, States
 from mcvirtd.drbd.reader import describe
-from mcvirtd.drbd.verifications import difference
+from mcvirtd.drbd.verifications import difference, differing
 from mcvirtd.state.records import DiskRecord
 from mcvirtd.state.store import Store
 from mcvirtd.tasks.task import current_task
@@ -78,6 +78,9 @@ class Roles:
             return f"its data on this node is {state.disk}, and not up to date."
         if state.peer_role == "Primary" and state.role != "Primary":
             return f"node '{self._other(record)}' uses it."
+        if state.known_to_differ:
+            # The kernel knows at once; the cluster may not have taken it in yet, or can't now.
+            return differing(record, state.out_of_sync)
         return ""
 
     def check_both(self, record: DiskRecord) -> None:

@@ -122,7 +122,12 @@ def difference(store: Store, disk: DiskRecord) -> str:
     record = store.get(VerificationRecord, disk.id)
     if record is None or not record.failed:
         return ""
+    return differing(disk, record.out_of_sync)
+
+
+def differing(disk: DiskRecord, out_of_sync: int) -> str:
+    """That the two sides of *disk* differ in so many bytes, and what to do, in a sentence."""
     return (
-        f"its two sides, on {' and '.join(disk.nodes)}, were found to differ in {format_size(record.out_of_sync)} when "
+        f"its two sides, on {' and '.join(disk.nodes)}, were found to differ in {format_size(out_of_sync)} when "
         f"they were verified. `mcvirt resync {disk.vm or 'NAME'} --source-node NODE` copies what is good."
     )

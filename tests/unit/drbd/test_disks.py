@@ -498,6 +498,23 @@ class TestRoles:
             change.put(VerificationRecord(disk=record.id, failed=True, out_of_sync=8192))
         assert "8 KiB" in pair.disks.available(record)
 
+    def test_what_the_kernel_found_blocks_before_the_cluster_has_stored_it(self, pair: Pair) -> None:
+        record = make(pair)
+        name = resource_name(record.id)
+        pair.kernels["n1"].put(name, out_of_sync=8192)
+        assert pair.store.get(VerificationRecord, record.id) is None
+        assert "8 KiB" in pair.disks.available(record)
+        with pytest.raises(Conflict, match="resync"):
+            pair.disks.activate(record)
+        assert pair.kernels["n1"].resources[name].role == "Secondary"
+
+    def test_what_is_copied_just_now_is_not_what_a_verification_found(self, pair: Pair) -> None:
+        record = make(pair)
+        pair.kernels["n1"].put(
+            resource_name(record.id), out_of_sync=8192, replication="SyncSource", peer_disk="Inconsistent"
+        )
+        assert pair.disks.available(record) == ""
+
     def test_another_node_has_no_leg(self, pair: Pair) -> None:
         record = msgspec.structs.replace(make(pair), nodes=("n2", "n3"))
         assert "n2 and n3 only" in pair.disks.available(record)
