@@ -32,7 +32,7 @@ class Soundness:
             store=store,
             node=node,
             reader=reader,
-            verifier=Verifier(kernel=drbd, reader=reader, verifications=verifications, locks=locks),
+            verifier=Verifier(kernel=drbd, reader=reader, verifications=verifications, journal=journal, locks=locks),
             verifications=verifications,
             resync=Resync(kernel=drbd, reader=reader, verifications=verifications, journal=journal, locks=locks),
             errands=errands,

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import contextvars
+import logging
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from typing import Protocol
 
 from mcvirt.errors import Conflict, DeadlinePassed, DrbdUnavailable, McvirtError
@@ -19,8 +20,12 @@ from mcvirtd.drbd.verifications import Verifications, shown
 from mcvirtd.state.records import DiskRecord
 from mcvirtd.tasks.locks import Locks
 from mcvirtd.tasks.task import Progress, current_task, step
+from mcvirtd.tasks.transaction import Journal
+
+log = logging.getLogger(__name__)
 
 SCHEDULE = "schedule"
+UNLIMIT = "drbd.unlimit_rate"
 LOOK_EVERY = 0.5
 ALIVE_WITHIN = 10.0
 SETTLE_WITHIN = 5.0
@@ -76,6 +81,7 @@ class Verifier:
         kernel: Throttle,
         reader: Reader,
         verifications: Verifications,
+        journal: Journal,
         locks: Locks,
         comparison: Comparison | None = None,
         settle_within: float = SETTLE_WITHIN,
@@ -83,9 +89,11 @@ class Verifier:
         self._kernel = kernel
         self._reader = reader
         self._verifications = verifications
+        self._journal = journal
         self._locks = locks
         self._comparison = comparison or Comparison(kernel, reader)
         self._settle_within = settle_within
+        journal.register(UNLIMIT, self._unlimit_later)
 
     def verify(self, disk: DiskRecord, by: str, rate: int, report: Callable[[int], None]) -> Verification:
         """Verify *disk* and record how that ended; what keeps it from being begun is raised, and recorded nowhere."""
@@ -97,21 +105,49 @@ class Verifier:
         with self._locks.hold(f"disk:{disk.id}"):
             state = known_state(self._reader, disk)
             check_verifiable(disk, state)
-            if rate:
-                self._kernel.limit_rate(state.name, rate)
-            try:
+            with self._limited(disk.id, state.name, rate):
                 outcome, unfinished = None, self._verifications.begin(disk.id, by)
                 try:
                     outcome = self._comparison.run(state, current_task(), report)
                 finally:
                     if outcome is None:
                         self._verifications.forget(unfinished)
-            finally:
-                if rate:
-                    self._kernel.adjust(state.name)
-            run = self._verifications.end(unfinished, outcome)
+                run = self._verifications.end(unfinished, outcome)
         current_task().check()
         return shown(disk, run)
+
+    @contextmanager
+    def _limited(self, disk: str, resource: str, rate: int) -> Iterator[None]:
+        """In the block at most *rate* bytes a second; that it is over never decides what the block comes to."""
+        if not rate:
+            yield
+            return
+        # Should mcvirtd die: a limit that stays makes every copy of this disk as slow.
+        due = self._journal.add(0, "redo", UNLIMIT, {"disk": disk})
+        try:
+            self._kernel.limit_rate(resource, rate)
+            yield
+        finally:
+            try:
+                self._unlimit(resource)
+                self._journal.forget(due)
+            except McvirtError as error:
+                log.warning("the rate of %s stays limited until this has been tried again: %s", resource, error)
+
+    def _unlimit_later(self, disk: str) -> None:
+        with self._locks.hold(f"disk:{disk}"):
+            self._unlimit(resource_name(disk))
+
+    def _unlimit(self, resource: str) -> None:
+        if not self._reader.wait_alive(ALIVE_WITHIN):
+            raise DrbdUnavailable(reason="its events can't be read now; the log of mcvirtd says why.")
+        state = self._reader.state(resource)
+        if state is None:
+            return  # the limit went with it
+        if state.connection == "StandAlone":
+            # `adjust` would connect it, which may be what somebody just prevents.
+            raise Conflict(text=f"DRBD resource {resource} is cut off from its other side.")
+        self._kernel.adjust(resource)
 
 
 def _settled(state: ResourceState | None) -> bool:

@@ -39,6 +39,7 @@ class Journal:
         self._store = store
         self._acts: dict[str, Act] = {}
         self._lock = threading.Lock()
+        self._adding = threading.Lock()
         self._scopes = 0
         self._open: Counter[str] = Counter()
 
@@ -85,11 +86,13 @@ class Journal:
         """Write down that *act* is due; returns the entry's number once it is on disk."""
         if act not in self._acts:
             raise ValueError(f"there is no act called {act}")
-        self._store.execute(
-            "INSERT INTO journal (task, scope, direction, act, arguments) VALUES (?, ?, ?, ?, ?)",
-            (current_task().id, scope, direction, act, msgspec.json.encode(arguments)),
-        )
-        return int(self._store.query("SELECT max(seq) FROM journal WHERE task = ?", (current_task().id,))[0][0])
+        task = current_task().id
+        with self._adding:  # a task may have several threads
+            self._store.execute(
+                "INSERT INTO journal (task, scope, direction, act, arguments) VALUES (?, ?, ?, ?, ?)",
+                (task, scope, direction, act, msgspec.json.encode(arguments)),
+            )
+            return int(self._store.query("SELECT max(seq) FROM journal WHERE task = ?", (task,))[0][0])
 
     def amend(self, seq: int, arguments: dict[str, Any]) -> None:
         """What is due as entry *seq* is due with other arguments now."""

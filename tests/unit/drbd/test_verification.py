@@ -34,7 +34,7 @@ from mcvirtd.drbd.resyncing import Copied, Resync, copied
 from mcvirtd.drbd.status import Progress
 from mcvirtd.drbd.verification_service import VerificationService
 from mcvirtd.drbd.verifications import ACT, Verifications, difference
-from mcvirtd.drbd.verifying import Verifier
+from mcvirtd.drbd.verifying import UNLIMIT, Verifier
 from mcvirtd.drbd.watch import Watch
 from mcvirtd.state.records import DiskRecord, DrbdRecord, Replica, VerificationRecord, VmRecord
 from mcvirtd.state.store import Store
@@ -113,6 +113,7 @@ class World:
             kernel=self.kernel,
             reader=self.reader,
             verifications=self.verifications,
+            journal=self.journal,
             locks=self.locks,
             comparison=comparison,
             settle_within=0.5,
@@ -393,6 +394,52 @@ def test_what_the_cluster_cannot_take_in_is_kept_and_recorded_later(
     monkeypatch.undo()
     assert world.journal.settle(task.id) == []
     assert (world.record().failed, world.record().out_of_sync) == (True, 12 * KIB)
+
+
+def limited(world: World) -> None:
+    with world.store.change() as change:
+        change.put(DrbdRecord(verify_schedule="daily 03:00", verify_rate=8 * 1024**2))
+
+
+def test_a_result_is_recorded_also_where_the_rate_cannot_be_set_back(world: World) -> None:
+    world.furnish().says("verify", recorded.DIFFERENT)
+    limited(world)
+    world.kernel.failing["adjust"] = CommandFailed(program="drbdadm", status=10, output="no.")
+    task = Task("verification.verify_due", "", "root", "n1")
+    act(lambda: world.service._verify([disk_record(0)], "schedule"), task)
+    assert (world.record().failed, [run.result for run in world.record().runs]) == (True, ["differences"])
+    assert world.journal.remaining(task.id) == [UNLIMIT]
+    world.kernel.failing.clear()
+    assert act(lambda: world.journal.settle(task.id)) == []
+    assert world.kernel.commands[-1] == f"adjust {world.resource()}"
+
+
+def test_a_limited_rate_does_not_outlive_mcvirtd(world: World) -> None:
+    world.furnish()
+    limited(world)
+
+    def die(name: str) -> None:
+        raise KeyboardInterrupt
+
+    task = Task("verification.verify_due", "", "root", "n1")
+    world.kernel.limit_rate = lambda name, rate: die(name)  # type: ignore[method-assign]
+    world.kernel.adjust = die  # type: ignore[method-assign]
+    with pytest.raises(KeyboardInterrupt):
+        act(lambda: world.verifier.verify(disk_record(0), "schedule", 8 * 1024**2, lambda done: None), task)
+    del world.kernel.adjust
+    assert world.journal.remaining(task.id) == [UNLIMIT]
+    assert act(lambda: world.journal.settle(task.id)) == []
+    assert world.kernel.commands == [f"adjust {world.resource()}"]
+
+
+def test_a_side_that_is_cut_off_is_not_connected_to_set_its_rate_back(world: World) -> None:
+    world.furnish()
+    world.kernel.say(f"change connection name:{world.resource()} connection:StandAlone role:Unknown")
+    world.reader.wait(world.resource(), lambda state: state is not None and state.connection == "StandAlone", SOON)
+    task = Task("verification.verify_due", "", "root", "n1")
+    act(lambda: world.journal.add(0, "redo", UNLIMIT, {"disk": IDS[0]}), task)
+    assert "cut off" in act(lambda: world.journal.settle(task.id))[0]
+    assert world.kernel.commands == []
 
 
 def test_one_that_mcvirtd_did_not_survive_was_interrupted(world: World) -> None:
