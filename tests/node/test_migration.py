@@ -20,6 +20,11 @@ SHARED = "/var/lib/libvirt/shared"
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs root for namespaces and libvirtd")
 
 
+def connected(cluster: ClusterNodes) -> bool:
+    """Whether each node reaches the other."""
+    return all(row["status"] != "Unreachable" for node in cluster for row in node.json("info"))
+
+
 @pytest.fixture(scope="module")
 def cluster(tmp_path_factory: pytest.TempPathFactory, capabilities: Path) -> Iterator[ClusterNodes]:
     directory = tmp_path_factory.mktemp("migration")
@@ -28,7 +33,7 @@ def cluster(tmp_path_factory: pytest.TempPathFactory, capabilities: Path) -> Ite
         for node in made:
             node.host.path(SHARED).mkdir()
             node.host.run(["mount", "--bind", str(made.directory / "shared"), SHARED])
-        until(lambda: all(row["status"] != "Unreachable" for row in made[1].json("info")), "both nodes connected")
+        until(lambda: connected(made), "both nodes connected")
         made[1].mcvirt("network", "create", "lan", "--interface", BRIDGE)
         each = [word for name in ("node1", "node2") for word in ("--node", name, VOLUMES)]
         made[1].mcvirt("storage", "create", "own", "--type", "File", *each)

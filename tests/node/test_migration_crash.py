@@ -15,7 +15,7 @@ import pytest
 from tests.node import tinyguest
 from tests.node.cluster_fixture import ClusterNodes
 from tests.node.mcvirt_node import VOLUMES, McvirtNode
-from tests.node.test_migration import domains
+from tests.node.test_migration import connected, domains
 from tests.node.witness import until
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs root for namespaces and libvirtd")
@@ -27,7 +27,7 @@ EVERY = 1 if os.environ.get("MCVIRT_ALL_MOMENTS") else 5
 def pair(tmp_path_factory: pytest.TempPathFactory, capabilities: Path) -> Iterator[ClusterNodes]:
     directory = tmp_path_factory.mktemp("crossing")
     with ClusterNodes(directory, 2, capabilities=capabilities, module="tests.node.migration_crash_points") as made:
-        until(lambda: all(row["status"] != "Unreachable" for row in made[1].json("info")), "both nodes connected")
+        until(lambda: connected(made), "both nodes connected")
         each = [word for name in ("node1", "node2") for word in ("--node", name, VOLUMES)]
         made[1].mcvirt("storage", "create", "own", "--type", "File", *each)
         new = ("--memory", "32", "--cpu-count", "1", "--machine", "pc", "--disk-size", "2MiB")
@@ -45,7 +45,9 @@ def settled(pair: ClusterNodes) -> int:
     """The node that has the machine, once all is settled: its guest runs there, and nothing of it is on the other."""
 
     def is_settled() -> bool:
-        return not [task for task in pair[1].json("task", "list") if task["state"] in ("RUNNING", "STUCK")]
+        # A node that was just started again is asked itself: the other one may not reach it yet.
+        tasks = [task for node in pair for task in node.json("task", "list")]
+        return connected(pair) and not [task for task in tasks if task["state"] in ("RUNNING", "STUCK")]
 
     until(is_settled, "all is settled", within=45)
     has = int(pair[1].json("info", "web1")["node"][-1])

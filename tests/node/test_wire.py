@@ -506,6 +506,7 @@ def plausible(type_: Any) -> Any:
         {"name": "abc", "memory": 2**28, "cpu_count": 1},
         {"name": "abc", "type": "File"},
         {"size": 2**28},
+        {"node": "abc"},
     ):
         if _fits(value, type_):
             return value
