@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Iterable
 from typing import Any
@@ -102,7 +103,10 @@ class Cluster:
         seen: list[object] = []
 
         def so() -> bool:
-            views = [node.json("info") for node in chosen]
+            answers = [node.run("mcvirt info --json") for node in chosen]
+            if any(answer.returncode for answer in answers):
+                return False  # a mcvirtd that is being started again; who never answers is told of by the deadline
+            views = [json.loads(answer.stdout) for answer in answers]
             seen[:] = views
             rows = [row for view in views for row in view]
             return (

@@ -83,7 +83,9 @@ class Machine:
         stopped: bool = False,
     ) -> None:
         """Switch it on. *memory* is the file behind its memory, written to only with *keep_memory*; it goes on from
-        *state*, or boots, or does nothing yet (*stopped*)."""
+        *state*, or boots, or does nothing yet (*stopped*). One that is on is LabFailed."""
+        if self.is_on:
+            raise LabFailed(f"{self.name} is on already")
         networks: list[str] = []
         for network, bridge in (("m", "mgmt"), ("n", "lan")):
             tap = f"{network}{self.number}"

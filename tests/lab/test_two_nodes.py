@@ -71,6 +71,7 @@ def test_states_between(lab: Lab) -> None:
     assert abs(float(first.succeed("date +%s")) - time.time()) < 10
     first.mcvirt("list")
     # Also one that had been booted anew.
+    first.power_off()
     first.boot()
     first.succeed("echo booted > /root/file")
     lab.revert("here")
