@@ -55,7 +55,10 @@ class BackendInfo(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class DiskInfo(msgspec.Struct, frozen=True, kw_only=True):
-    """A hard drive. *vm* is the virtual machine it is attached to, under the number *slot*."""
+    """A hard drive. *vm* is the virtual machine it is attached to, under the number *slot*.
+
+    With *deleting*, its deletion has begun and is not over; deleting it again finishes it.
+    """
 
     id: str
     size: int
@@ -67,6 +70,7 @@ class DiskInfo(msgspec.Struct, frozen=True, kw_only=True):
     nodes: tuple[str, ...]
     vm: str | None
     slot: int | None
+    deleting: bool = False
 
 
 class IsoInfo(msgspec.Struct, frozen=True, kw_only=True):

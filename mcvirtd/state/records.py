@@ -95,7 +95,8 @@ class Replica(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
 class DiskRecord(Record, frozen=True, kw_only=True):
     """A hard drive: *volume* on *backend* (its name) on *nodes*; attached to *vm* under *slot* (1..n), or to none.
 
-    With a *replica* it is mirrored between its two nodes, and *volume* is what its volumes' names begin with.
+    With a *replica* it is mirrored between its two nodes, and *volume* is what its volumes' names begin with. Once it
+    is *deleting*, its data may be gone: it can be deleted to the end, and nothing else.
     """
 
     kind: ClassVar[str] = "disk"
@@ -111,6 +112,7 @@ class DiskRecord(Record, frozen=True, kw_only=True):
     vm: str | None = None
     slot: int | None = None
     replica: Replica | None = None
+    deleting: bool = False
 
 
 class ReplicaClaimRecord(Record, frozen=True, kw_only=True):

@@ -95,6 +95,7 @@ class Disks:
 
     def check_grow(self, record: DiskRecord, new_size: int) -> None:
         """Raise all that stands against making the disk *new_size* bytes long."""
+        refuse_deleting(record)
         check_size(new_size)
         if new_size <= record.size:
             raise BadArgument(what="new size", why="a hard drive can be made larger only.")
@@ -170,10 +171,12 @@ class Disks:
         """Delete a detached disk, data and record; a crash in the middle is finished at the next start."""
         # Who attaches it at this moment holds its lock, and may wait for a lock of ours: do not wait for each other.
         with self._locks.hold(f"disk:{disk}", within=0), self._journal.transaction() as tx:
-            record = self.find(disk)
-            if record.vm is not None:
-                raise DiskInUse(disk=disk, vm=record.vm)
-            tx.redo(FINISH_DELETE, disk=disk, revision=self._revision_of(disk))
+            self.find(disk)
+            tx.redo(FINISH_DELETE, disk=disk)
+            # Another node's locks are not ours: only the order of changes tells who was first to attach or to delete.
+            with self._store.change() as change:
+                record = self._mark_deleting(change, disk)
+                tx.leave_due_if_unknown()
             with step(f"Deleting hard drive {disk}"):
                 self.delete_volume(record)
             with tx.commit() as change:
@@ -184,12 +187,16 @@ class Disks:
         if not self.available(record) and self._can_be_deleted(record):
             raise Conflict(text=f"The data of hard drive {record.id} is there. Delete it with `--forget` left out.")
         with step(f"Forgetting hard drive {record.id}"):
+            with self._store.change() as change:
+                self._mark_deleting(change, record.id)
             self._of(record).forget(record)
             with self._store.change() as change:
-                now = change.get(DiskRecord, record.id)
-                if now is not None and now.vm is not None:
-                    raise DiskInUse(disk=record.id, vm=now.vm)
                 self.drop(change, record.id)
+
+    @staticmethod
+    def _mark_deleting(change: Change, disk: str) -> DiskRecord:
+        detached(change, disk)
+        return change.edit(DiskRecord, disk, deleting=True)
 
     def _can_be_deleted(self, record: DiskRecord) -> bool:
         try:
@@ -251,16 +258,32 @@ class Disks:
 
     # --- after a failure or a crash ---------------------------------------------------------------------------------
 
-    def _finish_after_crash(self, disk: str, revision: int) -> None:
+    def _finish_after_crash(self, disk: str) -> None:
         with self._locks.hold(f"disk:{disk}"):
-            record = self._store.get(DiskRecord, disk)
-            if record is None or record.vm is not None or self._revision_of(disk) != revision:
-                return  # deleted, or somebody has begun to use it again: then its deletion is no longer wanted
+            with self._store.change() as change:  # in its turn, so that no mark is being stored that is not seen
+                record = change.get(DiskRecord, disk)
+            if record is None or not record.deleting:
+                return  # deleted, or nothing was touched: then it is anybody's to use, and to delete
             self.check_delete(record)
             self.delete_volume(record)
             with self._store.change() as change:
                 self.drop(change, disk)
 
-    def _revision_of(self, disk: str) -> int:
-        rows = self._store.query("SELECT revision FROM record WHERE kind = ? AND key = ?", (DiskRecord.kind, disk))
-        return int(rows[0][0]) if rows else -1
+
+def detached(change: Change, disk: str) -> DiskRecord:
+    """The disk, which *change* may attach or delete as far as machines go; raises if it is gone, or attached."""
+    record = change.get(DiskRecord, disk)
+    if record is None:
+        raise NotFound(kind="hard drive", name=disk, hint=" It was deleted meanwhile.")
+    if record.vm is not None:
+        raise DiskInUse(disk=disk, vm=record.vm)
+    return record
+
+
+def refuse_deleting(record: DiskRecord) -> None:
+    """Raise Conflict if the disk's deletion has begun: its data may be gone."""
+    if record.deleting:
+        raise Conflict(
+            text=f"Hard drive {record.id} is being deleted. `mcvirt hard-drive delete {record.id}` finishes a deletion "
+            "that has failed."
+        )

@@ -166,4 +166,5 @@ class HardDriveService(HardDriveApi):
             nodes=disk.nodes,
             vm=disk.vm,
             slot=disk.slot,
+            deleting=disk.deleting,
         )

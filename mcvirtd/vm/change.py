@@ -19,6 +19,7 @@ from mcvirtd.hypervisor import designer
 from mcvirtd.reasons import Reasons
 from mcvirtd.state.records import DiskRecord, VmRecord
 from mcvirtd.state.store import Change
+from mcvirtd.storage.disks import detached, refuse_deleting
 from mcvirtd.tasks.task import step
 from mcvirtd.tasks.transaction import Transaction
 from mcvirtd.vm import checks
@@ -115,7 +116,7 @@ class Changes:
 
     def _grow_locked(self, disk: str, size: int) -> None:
         record = self._store.get(DiskRecord, disk)
-        if record is None or record.size >= size:
+        if record is None or record.deleting or record.size >= size:
             return
         vm = self._store.get(VmRecord, record.vm) if record.vm else None
         live = self._domains.live(vm) if vm is not None and vm.node == self._node else None
@@ -128,7 +129,7 @@ class Changes:
             target = designer.target_name(vm.machine.value, design.bus, design.slot)
             self._hypervisor.resize_block(vm.uuid, target, size)
         with self._store.change() as change:
-            change.edit(DiskRecord, disk, size=size)
+            refuse_deleting(change.edit(DiskRecord, disk, size=size))
 
     # --- for hard drives that are objects of their own ------------------------------------------------------------
 
@@ -143,7 +144,9 @@ class Changes:
         with self._journal.transaction() as tx:
             placed = self.attach_new(tx, disk, name)
             with tx.commit() as change:
-                change.put(placed)
+                # Who deletes it on another node, or attaches it there, does not hold our locks.
+                refuse_deleting(detached(change, disk_id))
+                placed = change.edit(DiskRecord, disk_id, vm=placed.vm, slot=placed.slot)
                 self.commit_attached(change, placed)
 
     def check_attach(self, name: str, disk: DiskRecord | None = None) -> None:
@@ -161,6 +164,8 @@ class Changes:
         with reasons.gather():
             checks.disk_count(name, len(machine.disks), 1)
         if disk is not None:
+            with reasons.gather():
+                refuse_deleting(disk)
             problem = self._disks.available(disk)
             if problem:
                 reasons.add(Conflict(text=f"Hard drive {disk.id} can't be used: {problem}"))

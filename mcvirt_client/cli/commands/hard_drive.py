@@ -31,7 +31,7 @@ def _table(context: Context, disks: tuple[DiskInfo, ...]) -> str:
                 disk.backend,
                 disk.volume,
                 ", ".join(disk.nodes),
-                f"{disk.vm} (disk {disk.slot})" if disk.vm else "",
+                f"{disk.vm} (disk {disk.slot})" if disk.vm else "being deleted" if disk.deleting else "",
             )
             for disk in disks
         ],

@@ -163,6 +163,14 @@ def test_list_shows_what_operators_know(capsys):
     assert lines[2].split() == ["web2", "Unavailable", "(not", "registered)", "Unregistered", "1", "GiB"]
 
 
+def test_hard_drive_that_is_being_deleted_is_shown_as_such(capsys):
+    deleting = msgspec.structs.replace(DISK, id="hd-2", vm=None, slot=None, deleting=True)
+    assert run_with(Client(hard_drives__list=(DISK, deleting)), "hard-drive list") == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[1].endswith("web1 (disk 1)")
+    assert lines[2].endswith("being deleted")
+
+
 def test_info_has_all_parts_and_says_warnings_to_the_person(capsys):
     assert run_with(Client(vms__info=INFO), "info web1") == 0
     out, err = capsys.readouterr()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import pytest
@@ -361,10 +362,35 @@ class TestPowerLoss:
         still.release()
         dying.join(WITHIN)
 
-    def test_deletion_is_not_finished_once_somebody_uses_the_disk_again(self, world: World) -> None:
+    def test_deletion_that_has_touched_nothing_is_not_finished(self, world: World) -> None:
         volumes = world.lvm("pool")
         record = make(world)
         world.vm("web1")
+        original = world.journal.add
+        dead: list[World] = []
+
+        def add(*args: Any) -> int:
+            number = original(*args)
+            dead.append(world.after_power_loss())
+            return number
+
+        world.journal.add = add  # type: ignore[method-assign]
+        volumes.fail_next("delete", BROKEN)
+        world.run(lambda: world.drives.delete(record.id))
+        (after,) = dead
+        assert after.journal_rows() == [("disk.finish_delete", "redo")]
+        after.drives.attach(record.id, "web1")
+        after.drives.detach(record.id)
+        (settled,) = after.tasks.settle()
+        assert settled.state is not TaskState.STUCK
+        assert volumes.names() == [record.volume]
+        assert after.store.get(DiskRecord, record.id) == record
+        assert after.journal_rows() == []
+        after.store.close()
+
+    def test_deletion_is_finished_once_the_storage_is_there(self, world: World) -> None:
+        volumes = world.lvm("pool")
+        record = make(world)
         still = Standstill(volumes, "delete", done=False)
         dying = threading.Thread(target=lambda: world.run(lambda: world.drives.delete(record.id)))
         dying.start()
@@ -374,14 +400,13 @@ class TestPowerLoss:
         (stuck,) = after.tasks.settle()
         assert stuck.state is TaskState.STUCK
         assert "not mounted" in stuck.remains
+        assert [disk.deleting for disk in after.drives.list()] == [True]
         volumes.faults = []
-        after.drives.attach(record.id, "web1")
-        after.drives.detach(record.id)
         still._restore()
         (settled,) = after.tasks.settle()
-        assert settled.state is not TaskState.STUCK
-        assert volumes.names() == [record.volume]
-        assert list(after.store.all(DiskRecord)) == [record.id]
+        assert settled.state is TaskState.DONE
+        assert volumes.names() == []
+        assert after.store.all(DiskRecord) == {}
         after.store.close()
         still.release()
         dying.join(WITHIN)
@@ -395,8 +420,11 @@ class TestDelete:
         with pytest.raises(CommandFailed):
             world.disks.finish_delete(record.id)
         assert volumes.names() == [record.volume]
-        assert world.store.get(DiskRecord, record.id) == record
+        marked = msgspec.structs.replace(record, deleting=True)
+        assert world.store.get(DiskRecord, record.id) == marked
         assert world.journal_rows() == []
+        with pytest.raises(Conflict, match="is being deleted"):
+            world.disks.check_grow(marked, 2 * GIB)
 
     def test_answer_lost_can_be_repeated(self, world: World) -> None:
         volumes = world.lvm("pool")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import msgspec
 import pytest
 
 from mcvirt.errors import (
@@ -15,7 +16,7 @@ from mcvirt.errors import (
     TooManyDisks,
     VmNotFound,
 )
-from mcvirt.types.vm import DiskDriver, DiskSpec
+from mcvirt.types.vm import DiskDriver, DiskSpec, StorageType
 from mcvirt.units import GIB, MIB
 from mcvirtd.state.records import BackendRecord, DiskRecord
 from mcvirtd.tasks.transaction import Transaction
@@ -218,3 +219,27 @@ def test_deleting_that_fails_keeps_the_disk(world: World) -> None:
     assert list(world.store.all(DiskRecord)) == [made.id]
     assert volumes.names() == [made.volume]
     assert world.journal_rows() == []
+
+
+def test_disk_that_was_attached_meanwhile_is_not_forgotten(world: World) -> None:
+    world.lvm("pool").faults = ["It is not mounted."]
+    world.vm("web1")
+    made = DiskRecord(
+        id=NONE,
+        volume="v",
+        backend="pool",
+        size=GIB,
+        driver=DiskDriver.VIRTIO,
+        storage_type=StorageType.LOCAL,
+        nodes=("n1",),
+    )
+    world.put(msgspec.structs.replace(made, vm="web1", slot=1))
+
+    def forget(record: DiskRecord) -> None:
+        raise AssertionError("its volume was given up")
+
+    world.disks._local.forget = forget  # type: ignore[method-assign]
+    with pytest.raises(DiskInUse, match="'web1'"):
+        world.disks.forget(made)
+    (left,) = world.drives.list()
+    assert (left.vm, left.deleting) == ("web1", False)
