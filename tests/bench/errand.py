@@ -12,12 +12,14 @@ A line on its input is a word and its arguments; the answer is a line with the m
 from __future__ import annotations
 
 import sys
+import threading
 import time
 from collections.abc import Callable, Sequence
 
 from mcvirt_client import Client
 
 _PAUSE = 0.05
+_SILENCE_WITHIN = 60.0
 
 
 class Errands:
@@ -51,8 +53,11 @@ class Errands:
             self._client.wait_for(task, object)
 
     def await_silence(self, node: str) -> None:
+        deadline = time.monotonic() + _SILENCE_WITHIN
         while not any(row.name == node and row.status == "Unreachable" for row in self._client.nodes.list()):
-            time.sleep(_PAUSE)  # or this would be what keeps the machine busy
+            if time.monotonic() > deadline:
+                raise SystemExit(f"node {node} is not taken for silent within {_SILENCE_WITHIN:.0f} s")
+            threading.Event().wait(_PAUSE)  # or this would be what keeps the machine busy
 
 
 def main() -> None:

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import itertools
 import os
-import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import pytest
 
+from tests.node import witness
 from tests.node.cluster_fixture import ClusterNodes
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs root for namespaces")
 
 WITHIN = 60.0
+until = partial(witness.until, within=WITHIN)
 _numbers = itertools.count(1)
 
 
@@ -25,13 +27,6 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ClusterNodes]:
             lambda: all(row["status"] != "Unreachable" for node in made for row in node.json("info")), "all connected"
         )
         yield made
-
-
-def until(condition: Callable[[], bool], what: str) -> None:
-    """Ask again until it is so; each question is a command, and takes its time by itself."""
-    deadline = time.monotonic() + WITHIN
-    while not condition():
-        assert time.monotonic() < deadline, f"not within {WITHIN} s: {what}"
 
 
 def info(cluster: ClusterNodes, asked: int) -> dict[str, Any]:

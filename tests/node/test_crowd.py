@@ -5,12 +5,13 @@ from __future__ import annotations
 import contextlib
 import os
 import socket
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
+from functools import partial
 
 import pytest
 
 from mcvirtd.state.records import VmRecord
+from tests.node import witness
 from tests.node.attacker import Denied, Network
 from tests.node.cluster_fixture import ClusterNodes
 
@@ -18,6 +19,7 @@ pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs root for namesp
 MOST = 12
 SETTINGS = f'[limits]\nconnections = {MOST}\nhandshake_timeout = "1m"\n'
 WITHIN = 20.0
+until = partial(witness.until, within=WITHIN)
 
 
 @pytest.fixture(scope="module")
@@ -56,12 +58,6 @@ def crowded(network: Network, *, logged_in: bool) -> Iterator[None]:
             for _ in range(MOST + 40):
                 stack.enter_context(network.tcp())
         yield
-
-
-def until(condition: Callable[[], bool], what: str) -> None:
-    deadline = time.monotonic() + WITHIN
-    while not condition():
-        assert time.monotonic() < deadline, f"not within {WITHIN} s: {what}"
 
 
 def status(cluster: ClusterNodes) -> str:

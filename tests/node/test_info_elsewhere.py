@@ -3,30 +3,26 @@
 from __future__ import annotations
 
 import os
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from mcvirtd.host import facts
+from tests.node import witness
 from tests.node.cluster_fixture import ClusterNodes
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs root for namespaces and libvirtd")
 WITHIN = 60.0
+until = partial(witness.until, within=WITHIN)
 
 
 @pytest.fixture(scope="module")
 def cluster(tmp_path_factory: pytest.TempPathFactory, capabilities: Path) -> Iterator[ClusterNodes]:
     with ClusterNodes(tmp_path_factory.mktemp("info"), 2, capabilities=capabilities) as made:
         yield made
-
-
-def until(condition: Callable[[], bool], what: str) -> None:
-    deadline = time.monotonic() + WITHIN
-    while not condition():
-        assert time.monotonic() < deadline, f"not within {WITHIN} s: {what}"
 
 
 def node2(cluster: ClusterNodes) -> dict[str, Any]:

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import os
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
+from functools import partial
 
 import pytest
 
+from tests.node import witness
 from tests.node.cluster_fixture import ClusterNodes
 from tests.node.mcvirt_node import McvirtNode
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs root for namespaces")
 WITHIN = 30.0
+until = partial(witness.until, within=WITHIN)
 NEWCOMER, SNAPSHOT, BACKLOG = "a part for a newcomer", "a part of a snapshot", "a part of a backlog"
 
 
@@ -23,12 +25,6 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ClusterNodes]:
         for number in made.nodes:
             made[number].mcvirt("node", "--set-ip-address", made.address(number))
         yield made
-
-
-def until(condition: Callable[[], bool], what: str) -> None:
-    deadline = time.monotonic() + WITHIN
-    while not condition():
-        assert time.monotonic() < deadline, f"not within {WITHIN} s: {what}"
 
 
 def put(node: McvirtNode, prefix: str, count: int) -> None:

@@ -421,7 +421,7 @@ def test_a_leader_that_dies_before_its_epoch_begins_leads_when_it_is_back(three:
     deadline = time.monotonic() + 10
     while not three.members["n2"].replica.is_leader:
         assert time.monotonic() < deadline
-        time.sleep(0.01)
+        threading.Event().wait(0.01)
     three.members["n2"].stop()
     three.heal()
     three.put("n3", "wan")
