@@ -135,7 +135,8 @@ class Membership:
             found.append(f"it can't take over what the others change: {self.replicator.trouble}")
         kept = len(self.replicator.log.conflicts())
         if kept:
-            found.append(f"{kept} changes that only it had were kept aside: `mcvirt cluster conflicts` shows them.")
+            changes = "one change that only it had was" if kept == 1 else f"{kept} changes that only it had were"
+            found.append(f"{changes} kept aside: `mcvirt cluster conflicts` shows them.")
         return tuple(found)
 
     def refuse_changes(self, operation: str) -> None:

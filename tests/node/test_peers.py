@@ -90,12 +90,12 @@ def row(cluster: ClusterNodes, number: int, name: str) -> dict[str, Any]:
 def run(cluster: ClusterNodes, name: str) -> None:
     """Have the machine running."""
     cluster[1].mcvirt("start", name, check=False)
-    until(lambda: row(cluster, 1, name)["state"] == "RUNNING", 5)
+    until(lambda: row(cluster, 1, name)["state"] == "RUNNING", 10)
 
 
 def off(cluster: ClusterNodes, name: str) -> None:
     cluster[1].mcvirt("stop", name, check=False)
-    until(lambda: row(cluster, 1, name)["state"] != "RUNNING", 5)
+    until(lambda: row(cluster, 1, name)["state"] != "RUNNING", 10)
 
 
 def as_user(cluster: ClusterNodes, number: int, user: str, expression: str) -> Any:
@@ -355,7 +355,7 @@ def test_who_waits_for_a_node_that_goes_silent_is_told(cluster: ClusterNodes) ->
     run(cluster, "web3")
     with ThreadPoolExecutor(1) as pool:
         waiting = pool.submit(cluster[1].mcvirt, "shutdown", "web3", "--wait", "--timeout", "300", check=False)
-        until(lambda: cluster[1].json("task", "list", "--running"), 5)
+        until(lambda: cluster[1].json("task", "list", "--running"), 10)
         cluster.cut(3)
         result = waiting.result(30)  # far less than the 300 s of the command
         assert (result.returncode, "node3" in result.stderr) == (5, True)
@@ -368,13 +368,13 @@ def test_who_waits_for_a_node_that_goes_silent_is_told(cluster: ClusterNodes) ->
 def test_a_daemon_that_ends_is_noticed_at_once_and_found_again(cluster: ClusterNodes) -> None:
     run(cluster, "web2")
     cluster[2].kill_daemon()
-    until(lambda: statuses(cluster, 1)["node2"] == "Unreachable", 3)
+    until(lambda: statuses(cluster, 1)["node2"] == "Unreachable", 10)
     assert row(cluster, 1, "web2")["age"] is not None
     cluster[2].start_daemon()
-    until(lambda: statuses(cluster, 1)["node2"] == "Connected", 5)
+    until(lambda: statuses(cluster, 1)["node2"] == "Connected", 10)
     # Its simulated domains are gone with it: another life, of which nothing old is kept.
-    until(lambda: row(cluster, 1, "web2")["state"] == "UNKNOWN", 3)
-    assert row(cluster, 1, "web2")["missing"]
+    until(lambda: row(cluster, 1, "web2")["missing"], 10)
+    assert row(cluster, 1, "web2")["state"] == "UNKNOWN"
 
 
 def test_a_node_that_starts_while_another_is_away_knows_its_machines_from_the_records(cluster: ClusterNodes) -> None:
@@ -390,11 +390,11 @@ def test_a_node_that_starts_while_another_is_away_knows_its_machines_from_the_re
 
 def test_what_is_done_without_a_node_says_so_and_reaches_it_later(cluster: ClusterNodes) -> None:
     cluster.cut(3)
-    until(lambda: statuses(cluster, 1)["node3"] == "Unreachable", 6)
+    until(lambda: statuses(cluster, 1)["node3"] == "Unreachable", 10)
     for command in (("lock", "web2", "--lock"), ("lock", "web2", "--unlock")):
         done = cluster[2].mcvirt(*command, check=False)
         assert (done.returncode, "node3" in done.stderr) == (6, True), done.stderr
     cluster[1].mcvirt("lock", "web1", "--lock", check=False)
     cluster.heal(3)
     until(lambda: row(cluster, 3, "web1")["locked"], 15)
-    until(lambda: cluster[1].mcvirt("lock", "web1", "--unlock", check=False).returncode in (0, 6), 5)
+    until(lambda: cluster[1].mcvirt("lock", "web1", "--unlock", check=False).returncode in (0, 6), 10)
