@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
     from mcvirt.api.auth import AuditApi, AuthApi, GroupApi, UserApi
     from mcvirt.api.cluster import NodeApi
+    from mcvirt.api.drain import DrainApi
     from mcvirt.api.membership import ClusterApi
     from mcvirt.api.migration import MigrationApi
     from mcvirt.api.network import NetworkApi
@@ -58,6 +59,7 @@ _CONTRACTS = {
     "tasks": ("task", "TaskApi"),
     "verification": ("verification", "VerificationApi"),
     "split_brain": ("split_brain", "SplitBrainApi"),
+    "drains": ("drain", "DrainApi"),
 }
 
 
@@ -156,6 +158,7 @@ class Client:
     tasks: TaskApi
     verification: VerificationApi
     split_brain: SplitBrainApi
+    drains: DrainApi
 
     def __init__(
         self,

@@ -223,6 +223,9 @@ class Daemon:
             rights=self._rights,
             carry_on=carry_on_this_connection,
             stopping=self._stopping.is_set,
+            door=self._run_for_peer,
+            rows=self._machines.service.list,
+            nodes=presence.nodes.list,
         )
         places = locations_by_node(backends, node, presence.peers)
         self._storage = StorageService(
@@ -251,7 +254,7 @@ class Daemon:
             hypervisor=hypervisor,
             bridge_faults=self._bridge_faults,
             drbd_faults=lambda: self._drbd.here.outlook().faults,
-            warnings=(self._autostart.warnings, strays.warnings),
+            warnings=(self._autostart.warnings, strays.warnings, self._moves.draining.warnings),
         )
         self._settling = Settling(
             tasks=self._tasks,
@@ -340,6 +343,7 @@ class Daemon:
             tasks,
             self._drbd.soundness.service,
             self._drbd.split_brain,
+            self._moves.draining,
         ]
         transport.configure()
         server = Server(

@@ -7,6 +7,7 @@ def contracts() -> tuple[type, ...]:
     """Every contract that the daemon publishes to users."""
     from mcvirt.api.auth import AuditApi, AuthApi, GroupApi, UserApi
     from mcvirt.api.cluster import NodeApi
+    from mcvirt.api.drain import DrainApi
     from mcvirt.api.drbd import DrbdApi
     from mcvirt.api.membership import ClusterApi
     from mcvirt.api.migration import MigrationApi
@@ -34,4 +35,5 @@ def contracts() -> tuple[type, ...]:
         TaskApi,
         VerificationApi,
         SplitBrainApi,
+        DrainApi,
     )

@@ -41,7 +41,7 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
     ),
     "audit": ("audit", ACCOUNTS, "Who did what: list"),
     "cluster": ("cluster", NODES, "The cluster: add nodes, remove them, choose the leader"),
-    "node": ("node", NODES, "Show and change the settings of the nodes"),
+    "node": ("node", NODES, "Show and change the settings of the nodes; drain one"),
     "task": ("task", NODES, "Long work: list, watch, cancel"),
     "clear-method-lock": ("task", NODES, "Cancel the tasks that are running"),
     "login": ("session", SESSIONS, "Log in and keep the session for later commands"),

@@ -76,11 +76,10 @@ def _answer() -> None:
     path = words[index]
     if isinstance(found, parsers.Group):
         verb = next_word(words, index + 1)
+        bare = found.bare or parsers.Command("", lambda _context: None, examples=())
         if verb < 0:
-            if current.startswith("-") or words[-1] in VALUE_FLAGS:
-                _with_argcomplete(
-                    parsers.build(path, parsers.Command("", lambda _context: None, examples=())), index, words
-                )
+            if current.startswith("-") or words[-1].startswith("-"):
+                _with_argcomplete(parsers.build(path, bare), index, words)
             else:
                 _write(name for name in found.commands if name.startswith(current))
             return

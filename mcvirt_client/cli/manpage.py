@@ -153,6 +153,8 @@ def every_command() -> Iterator[tuple[str, parser.Command]]:
         if isinstance(found, parser.Command):
             yield name, found
         else:
+            if found.bare is not None:
+                yield name, found.bare
             for verb, command in found.commands.items():
                 yield f"{name} {verb}", command
 

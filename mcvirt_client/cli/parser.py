@@ -43,11 +43,12 @@ class Command:
 
 
 class Group:
-    """A command that is a noun, with verbs below it."""
+    """A command that is a noun, with verbs below it; *bare* is what it does without a verb."""
 
-    def __init__(self, help: str, commands: Mapping[str, Command]) -> None:
+    def __init__(self, help: str, commands: Mapping[str, Command], bare: Command | None = None) -> None:
         self.help = help
         self.commands = commands
+        self.bare = bare
 
 
 class Parser(argparse.ArgumentParser):
@@ -218,6 +219,8 @@ def resolve(argv: list[str]) -> tuple[str, Command | Group, list[str]]:
     if isinstance(found, Command):
         return name, found, before + rest
     index = catalog.next_word(rest)
+    if found.bare is not None and not _is_verb(found, rest, index):
+        return name, found.bare, before + rest
     if index < 0:
         return name, found, before + rest
     verb = rest[index]
@@ -225,6 +228,14 @@ def resolve(argv: list[str]) -> tuple[str, Command | Group, list[str]]:
         known = ", ".join(found.commands)
         raise UsageError(f"'mcvirt {name}' has no command '{verb}', but: {known}.", f"`mcvirt {name} --help` explains.")
     return f"{name} {verb}", found.commands[verb], before + rest[:index] + rest[index + 1 :]
+
+
+def _is_verb(group: Group, words: list[str], index: int) -> bool:
+    """Whether the word is a verb of *group*, and not the value of a flag of what it does without one."""
+    if index < 0 or words[index] not in group.commands:
+        return False
+    flag = words[index - 1] if index else ""
+    return not flag.startswith("-") or flag.lstrip("-").replace("-", "_") in GLOBAL_DESTS
 
 
 def _like(word: str, known: Mapping[str, object]) -> str:

@@ -8,11 +8,13 @@ from typing import Any
 
 import msgspec
 
-from mcvirt.errors import McvirtError, TaskCancelled, from_wire
+from mcvirt.errors import BadArgument, McvirtError, TaskCancelled, from_wire
 from mcvirt.rpc.codec import Reply
 from mcvirt.types.task import ENDED, TaskInfo, TaskNews, TaskState
 from mcvirtd.auth.caller import Caller, current_caller
+from mcvirtd.cluster.forwarding import Door
 from mcvirtd.cluster.peers import Peers
+from mcvirtd.state.replication import note_left_behind
 from mcvirtd.tasks.task import current_task
 
 FOLLOW_FOR = 1.0
@@ -20,10 +22,12 @@ _news = msgspec.json.Decoder(TaskNews)
 
 
 class Errands:
-    """Runs operations of one node ("verification.verify_disk") on other nodes."""
+    """Runs operations of one node ("verification.verify_disk") on other nodes; on this one, *node*, through *door*."""
 
-    def __init__(self, peers: Peers) -> None:
+    def __init__(self, peers: Peers, *, node: str = "", door: Door | None = None) -> None:
         self._peers = peers
+        self._node = node
+        self._door = door
 
     def run(
         self, node: str, operation: str, arguments: dict[str, Any], heard: Callable[[TaskInfo], None]
@@ -35,6 +39,7 @@ class Errands:
         caller, task = current_caller(), current_task()
         reply = self._forward(node, operation, arguments, caller)
         if reply.task is None:
+            note_left_behind(reply.away)
             return reply.ok
         seen, told = -1, False
         while True:
@@ -47,6 +52,7 @@ class Errands:
             seen = news.info.version
             heard(news.info)
             if news.info.state in ENDED:
+                note_left_behind(news.away)
                 if news.info.error is not None:
                     raise from_wire(news.info.error)
                 if news.info.state is TaskState.CANCELLED:
@@ -54,6 +60,18 @@ class Errands:
                 return news.result
 
     def _forward(self, node: str, operation: str, arguments: dict[str, Any], caller: Caller) -> Reply:
+        reply = self._reply(node, operation, arguments, caller)
+        if reply.error is not None:
+            raise from_wire(reply.error)
+        return reply
+
+    def _reply(self, node: str, operation: str, arguments: dict[str, Any], caller: Caller) -> Reply:
+        if self._door is not None and node == self._node:
+            # Not the caller's session: it may end before the errand does.
+            reply = self._door(operation, msgspec.structs.replace(caller, token="", session="", via=node), arguments)
+            if reply is None:
+                raise BadArgument(what="operation", why="this node has none of that name that can be handed on.")
+            return reply
         handed_on = {
             "operation": operation,
             "arguments": arguments,
@@ -61,7 +79,6 @@ class Errands:
             "root": caller.root,
             "address": caller.address,
         }
-        reply = msgspec.json.decode(self._peers.call(node, "peer", "forward", handed_on), type=Reply)
-        if reply.error is not None:
-            raise from_wire(reply.error)
-        return reply
+        if caller.without or caller.ignore_drbd:
+            handed_on |= {"without": caller.without, "ignore_drbd": caller.ignore_drbd}
+        return msgspec.json.decode(self._peers.call(node, "peer", "forward", handed_on), type=Reply)

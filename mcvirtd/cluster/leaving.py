@@ -13,7 +13,7 @@ from mcvirtd.auth.grants import drop_vm
 from mcvirtd.cluster.joining import no_tasks
 from mcvirtd.cluster.membership import Membership
 from mcvirtd.cluster.peers import Peers
-from mcvirtd.state.records import BackendRecord, DiskRecord, NodeRecord, VmRecord
+from mcvirtd.state.records import BackendRecord, DiskRecord, DrainRecord, NodeRecord, VmRecord
 from mcvirtd.state.store import Change
 from mcvirtd.tasks.task import step
 
@@ -122,6 +122,7 @@ class Leaving:
             elif node in vm.nodes or vm.node == node:
                 nodes = tuple(name for name in vm.nodes if name != node)
                 change.edit(VmRecord, vm.name, nodes=nodes, node=None if vm.node == node else vm.node)
+        change.delete(DrainRecord, node)
         change.delete(NodeRecord, node)
 
 

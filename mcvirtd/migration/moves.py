@@ -4,20 +4,25 @@ from __future__ import annotations
 
 import ssl
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import msgspec
 
 from mcvirt.errors import McvirtError
+from mcvirt.types.cluster import NodeInfo
+from mcvirt.types.vm import VmRow
 from mcvirtd.auth.audit import Audit
 from mcvirtd.auth.caller import Caller
 from mcvirtd.auth.rights import Rights
+from mcvirtd.cluster.errands import Errands
+from mcvirtd.cluster.forwarding import Door
 from mcvirtd.cluster.peers import Peers
 from mcvirtd.host import facts
 from mcvirtd.hypervisor.moving import MovingVerbs
 from mcvirtd.migration.arrivals import Arrivals
 from mcvirtd.migration.disks import CopiedDisks, DisksOfMachines, MigrationDisks
+from mcvirtd.migration.draining import Draining
 from mcvirtd.migration.expectations import Expectations
 from mcvirtd.migration.planning import MigrationPlanner
 from mcvirtd.migration.service import MigrationService
@@ -36,10 +41,11 @@ _encode = msgspec.json.Encoder().encode
 
 
 class Moves:
-    """*service* and *arrivals* answer the contracts MigrationApi and ArrivalApi.
+    """*service*, *arrivals* and *draining* answer the contracts MigrationApi, ArrivalApi and DrainApi.
 
     *uri* is where libvirt is; *carry_on* has the connection of the call that is being answered carried, *stopping* says
-    whether mcvirtd is about to end. *replicated* is how DRBD disks go, where there are any.
+    whether mcvirtd is about to end. *replicated* is how DRBD disks go, where there are any. *door* does an operation as
+    a user's call, *rows* and *nodes* are all machines and nodes as they are now.
     """
 
     def __init__(
@@ -57,6 +63,9 @@ class Moves:
         rights: Rights,
         carry_on: Callable[[Callable[[ssl.SSLSocket], None]], None],
         stopping: Callable[[], bool],
+        door: Door,
+        rows: Callable[[], Sequence[VmRow]],
+        nodes: Callable[[], Sequence[NodeInfo]],
         replicated: MigrationDisks | None = None,
     ) -> None:
         def ask(node: str, operation: str, within: float = _ASK_WITHIN, **arguments: Any) -> msgspec.Raw:
@@ -107,6 +116,8 @@ class Moves:
             dial=peers.dial,
             reachable=reachable,
         )
+
+        self.draining = Draining(ground, Errands(peers, node=ground.node, door=door), rows=rows, nodes=nodes)
 
     def wait_on(self) -> None:
         """Take up what an earlier process waited for; for a timer."""

@@ -219,6 +219,23 @@ class VmRecord(Record, frozen=True, kw_only=True):
     last_migration: MigrationReport | None = None
 
 
+class Drained(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A machine that was moved, or was about to be; *copied* is whether disks went along."""
+
+    name: str
+    uuid: str
+    copied: bool = False
+
+
+class DrainRecord(Record, frozen=True, kw_only=True):
+    """Node *node* was emptied, and nothing is to be moved there by itself; *machines* are to be brought back to it."""
+
+    kind: ClassVar[str] = "drain"
+
+    node: str
+    machines: tuple[Drained, ...] = ()
+
+
 class SettingsRecord(Record, frozen=True, kw_only=True):
     """What operators set for the whole cluster; there is one, called "cluster"."""
 
@@ -265,6 +282,7 @@ RECORDS: dict[str, type[Record]] = {
         SplitUndoRecord,
         DrbdRecord,
         VmRecord,
+        DrainRecord,
         SettingsRecord,
         NodeRecord,
         ClusterRecord,

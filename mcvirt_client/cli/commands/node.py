@@ -1,10 +1,11 @@
-"""node."""
+"""node: its settings, and `node drain`."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from mcvirt_client.cli.parser import Command, Parser
+from mcvirt_client.cli.commands.drain import DRAIN
+from mcvirt_client.cli.parser import Command, Group, Parser
 
 if TYPE_CHECKING:
     from mcvirt_client.cli.context import Context
@@ -65,16 +66,21 @@ def _create_backend(context: Context, group: str) -> None:
 
 
 COMMANDS = {
-    "node": Command(
-        "Show and change the settings of the nodes",
-        _node,
-        _arguments,
-        description="`mcvirt info` shows the nodes themselves.",
-        examples=(
-            "mcvirt node --set-ip-address 192.0.2.1",
-            "mcvirt node --get-autostart-interval",
-            "mcvirt node --set-autostart-interval 60",
-            "mcvirt node --set-vm-vg vg0",
+    "node": Group(
+        "Show and change the settings of the nodes, and empty them",
+        {"drain": DRAIN},
+        Command(
+            "Show and change the settings of the nodes",
+            _node,
+            _arguments,
+            description="`mcvirt info` shows the nodes themselves, and `mcvirt node drain NODE` moves all virtual "
+            "machines off one; `mcvirt node drain --help` tells more.",
+            examples=(
+                "mcvirt node --set-ip-address 192.0.2.1",
+                "mcvirt node --get-autostart-interval",
+                "mcvirt node --set-autostart-interval 60",
+                "mcvirt node --set-vm-vg vg0",
+            ),
         ),
     )
 }

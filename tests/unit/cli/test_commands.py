@@ -8,6 +8,7 @@ import pytest
 
 from mcvirt.types.auth import CreatedUser, GroupInfo, PermissionInfo, SessionInfo, UserInfo, Whoami
 from mcvirt.types.cluster import ClusterSettings, NodeInfo
+from mcvirt.types.drain import Drain, DrainMove, DrainPlan, DrainReport, Staying
 from mcvirt.types.network import NetworkInfo
 from mcvirt.types.storage import BackendInfo, BackendSpec, BackendType, DiskInfo, IsoInfo, VolumeFormat
 from mcvirt.types.task import StepInfo, TaskInfo, TaskState
@@ -260,6 +261,22 @@ def test_usage_of_a_guest_that_nothing_is_known_of(how, said, capsys):
     assert run_with(Client(vms__info=msgspec.structs.replace(INFO, **how)), "info web1") == 0
     rows = dict(line.split("  ", 1) for line in capsys.readouterr().out.splitlines() if line.startswith("Guest "))
     assert {value.strip() for value in rows.values()} == {said}
+
+
+def test_draining_says_what_moves_and_what_stays(capsys):
+    move = DrainMove(name="web1", source="n1", target="n2", online=True, size=2**20)
+    plan = DrainPlan(node="n1", back=False, moves=(move,), staying=(Staying(name="db1", reason="It is locked."),))
+    report = DrainReport(node="n1", back=True, moved=(move,))
+    client = Client(drains__plan=plan, drains__drain=report)
+    assert run_with(client, "node drain n1 --dry-run --copy-storage") == 3
+    out = capsys.readouterr().out
+    assert "n1 -> n2, online, about 1 MiB to send" in out and "STAYS" in out and "It is locked." in out
+    assert run_with(client, "node drain n1 --return --at-once 2 --bandwidth 1MiB --deadline 9") == 0
+    assert "Successfully brought 1 virtual machine back to n1\n  web1: n1 -> n2, online" in capsys.readouterr().err
+    assert client.calls == [
+        ("drains.plan", ("n1", Drain(copy_storage=True)), {}),
+        ("drains.drain", ("n1", Drain(back=True, at_once=2, bandwidth=2**20, deadline=9)), {}),
+    ]
 
 
 def test_update_changes_what_is_named_and_nothing_else():

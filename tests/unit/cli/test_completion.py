@@ -67,6 +67,10 @@ def complete(tmp_path, monkeypatch):
         ("mcvirt network --js", ["--json"]),
         ("mcvirt hard-drive attach hd-1 w", ["web1", "web2"]),
         ("mcvirt hard-drive create 5", []),
+        ("mcvirt node ", ["drain"]),
+        ("mcvirt node --set-i", ["--set-ip-address"]),
+        ("mcvirt node --set-ip-address ", []),
+        ("mcvirt node drain --ret", ["--return"]),
     ],
 )
 def test_candidates(complete, line, candidates):

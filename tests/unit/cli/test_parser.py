@@ -22,8 +22,9 @@ iso list, iso add, iso delete, network list, network create, network delete,
 storage list, storage create, storage add, storage delete, storage add-node, storage remove-node,
 user list, user create, user delete, user change-password, user add-permission, user remove-permission,
 group list, group create, group delete, group add-permission, group remove-permission, group add-user,
-group remove-user, permission, node, cluster get-connect-string, cluster add-node, cluster add, cluster remove-node,
-cluster promote, cluster conflicts, cluster reset, task list, task watch, task cancel, session list, session revoke,
+group remove-user, permission, node, node drain, cluster get-connect-string, cluster add-node, cluster add,
+cluster remove-node, cluster promote, cluster conflicts, cluster reset, task list, task watch, task cancel,
+session list, session revoke,
 drbd enable, drbd list, login, logout, whoami, audit list, clear-method-lock, exit
 """
 
@@ -163,3 +164,19 @@ def test_commands_ask_the_client_library_and_nobody_else():
                 names = [node.module or ""]
             for name in names:
                 assert name.split(".")[0] not in {"mcvirtd", "Pyro4", "subprocess", "libvirt"}, path
+
+
+def test_a_noun_that_does_something_by_itself_is_not_taken_for_its_verb():
+    for line, path in (
+        ("node drain node1", "node drain"),
+        ("--json node drain node1 --return", "node drain"),
+        ("node --json drain node1", "node drain"),
+        ("node --host other drain node1", "node drain"),
+        ("node --get-autostart-interval", "node"),
+        ("node --set-vm-vg drain", "node"),
+        ("node --set-ip-address 192.0.2.1", "node"),
+        ("node --help", "node"),
+        ("node", "node"),
+    ):
+        assert parser.resolve(line.split())[0] == path, line
+    assert parse("node drain node1 --return").back and parse("node --set-vm-vg drain").set_vm_vg == "drain"
