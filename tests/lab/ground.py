@@ -23,8 +23,12 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import IO
 
-BRIDGES = {"mgmt": "10.8.0.254/24", "lan": "10.9.0.254/24"}
-"""The tests' way in, and the cluster's network; the addresses are the lab's own."""
+BRIDGES = {"mgmt": ("10.8.0.254/24", "02:6d:63:76:00:01"), "lan": ("10.9.0.254/24", "02:6d:63:76:00:02")}
+"""The tests' way in, and the cluster's network; the addresses are the lab's own.
+
+A restored node remembers the hardware addresses that it saw when it was saved, and answers to them for half a minute:
+they are the same in every lab.
+"""
 _PID = "init.pid"
 
 
@@ -72,8 +76,9 @@ class Ground:
             raise GroundFailed("the lab's namespaces could not be made")
         ground = cls(directory, int(answer), process.stdin)
         try:
-            for name, address in BRIDGES.items():
-                ground.ip("link", "add", name, "type", "bridge", "stp_state", "0", "forward_delay", "0")
+            for name, (address, hardware) in BRIDGES.items():
+                options = ("stp_state", "0", "forward_delay", "0")
+                ground.ip("link", "add", name, "address", hardware, "type", "bridge", *options)
                 ground.ip("addr", "add", address, "dev", name)
                 ground.ip("link", "set", name, "up")
             (directory / _PID).write_text(str(ground.pid))

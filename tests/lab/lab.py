@@ -19,7 +19,7 @@ from types import TracebackType
 from tests.lab import cache
 from tests.lab import image as images
 from tests.lab.cache import CACHE, LabFailed, took
-from tests.lab.ground import Ground, sweep
+from tests.lab.ground import BRIDGES, Ground, sweep
 from tests.lab.machine import ACCELERATOR, CPU, CPUS, KERNEL_ARGUMENTS, LVM_DISK, MEMORY, Machine
 from tests.lab.node import PATIENCE, Node
 from tests.lab.system import RECIPE
@@ -109,7 +109,7 @@ class Lab:
 
     def _saved(self, node: Node) -> Path:
         machine = node.machine
-        key = cache.digest(machine.image.name, MEMORY, CPUS, ACCELERATOR, CPU, KERNEL_ARGUMENTS, LVM_DISK)
+        key = cache.digest(machine.image.name, MEMORY, CPUS, ACCELERATOR, CPU, KERNEL_ARGUMENTS, LVM_DISK, str(BRIDGES))
 
         def build(place: Path) -> None:
             machine.new_disks()
