@@ -18,10 +18,12 @@ from mcvirt.errors import DeadlinePassed, McvirtError, TaskCancelled
 from mcvirt.types.drbd import CHECKING, ResourceState
 from mcvirt.types.verification import Result
 from mcvirtd.drbd.reader import Followed, Reader
-from mcvirtd.drbd.status import GAP, Event, Progress
+from mcvirtd.drbd.status import GAP, READ_WRAPS, Event, Progress
 from mcvirtd.tasks.task import Task
 
 LOOK_EVERY = 1.0
+# Long before a disk can have read so much that its counter begins anew.
+ASK_EVERY = 30.0
 BEGIN_WITHIN = 60.0
 STOP_WITHIN = 60.0
 # A slow verification reads at least something in that time, however little it may; a disk that hangs does not.
@@ -62,7 +64,14 @@ def ending(events: Sequence[Event]) -> Ending | None:
     begun, differ, bad = False, 0, ""
     for event in events:
         fields = event.fields
-        if event.kind == "peer-device" and event.verb not in ("destroy", GAP):
+        if event.verb == GAP:
+            # One that still goes on is the same one: what is cut off does not go on by itself.
+            differ = int(fields.get("out-of-sync") or 0) * 1024
+            if fields.get("replication") not in CHECKING:
+                reason = "DRBD's events could not be read for a moment, and it was over after that."
+                return Ending(whole=False, out_of_sync=differ, reason=reason)
+            begun = True
+        elif event.kind == "peer-device" and event.verb != "destroy":
             differ = int(fields.get("out-of-sync") or differ // 1024) * 1024
             replication = fields.get("replication")
             begun = begun or replication in CHECKING
@@ -83,6 +92,26 @@ def ending(events: Sequence[Event]) -> Ending | None:
     return None
 
 
+class Read:
+    """How much a side's disk has read, added up from looks at its counter: at least *total* bytes.
+
+    A counter that went back (the resource was taken down in between) begins from nothing.
+    """
+
+    def __init__(self) -> None:
+        self.total = 0
+        self._last: int | None = None
+
+    def saw(self, counter: int | None) -> None:
+        """The counter stands there now; None: it is not known."""
+        if counter is None:
+            return
+        moved = 0 if self._last is None else (counter - self._last) % READ_WRAPS
+        # No disk reads that much between two looks: the counter went back, for the disk was attached anew.
+        self.total = 0 if moved > READ_WRAPS // 2 else self.total + moved
+        self._last = counter
+
+
 class Comparison:
     """Verifies resources of this node."""
 
@@ -99,43 +128,79 @@ class Comparison:
         self._clock = clock
         self._look_every = look_every
 
-    def run(self, state: ResourceState, task: Task, report: Callable[[int], None]) -> Outcome:
+    def run(
+        self, state: ResourceState, task: Task, report: Callable[[int], None], read_there: Callable[[], int | None]
+    ) -> Outcome:
         """Verify the resource that is *state* now to an end, and *report* the bytes that are behind it.
+
+        *read_there* asks the other side what its disk has read; None: it can't be known now.
 
         What keeps it from being begun is raised. If *task* is cancelled, it is stopped; the outcome says so.
         """
         with self._reader.follow(state.name) as followed:
-            before = self._read(state)
+            # From here on no change of who uses it is missed.
+            state = self._reader.state(state.name) or state
+            here, there = Read(), Read()
+            here.saw(self._read(state))
+            there.saw(read_there())
             self._kernel.verify(state.name)
             try:
-                ended = self._wait(state, followed, task, report)
+                ended = self._wait(state, followed, task, report, here=here, ask_there=lambda: there.saw(read_there()))
             except TaskCancelled:
                 return self._stopped(state, followed, "it was cancelled.")
             except DeadlinePassed as passed:
                 return self._stopped(state, followed, str(passed.fields["why"]))
         if not ended.whole:
             return Outcome(result="interrupted", out_of_sync=ended.out_of_sync, reason=ended.reason)
-        after = self._read(state)
-        if before is not None and after is not None and 0 <= after - before < state.size:
+        if ended.out_of_sync:
+            return Outcome(result="differences", out_of_sync=ended.out_of_sync)
+        here.saw(self._read(state))
+        there.saw(read_there())
+        if (read := self._surely_read(state, followed.events, here, there)) < state.size:
             # Somebody has moved its end with drbdsetup; the kernel tells only its log.
-            why = f"it was ended from outside before the whole disk was read ({after - before} of {state.size} bytes)."
-            return Outcome(result="interrupted", out_of_sync=ended.out_of_sync, reason=why)
+            why = (
+                "it was ended from outside before the whole disk was read, or the kernel's counters could not be read "
+                f"({read} of {state.size} bytes)."
+            )
+            return Outcome(result="interrupted", reason=why)
         report(state.size)
-        return Outcome(result="differences" if ended.out_of_sync else "clean", out_of_sync=ended.out_of_sync)
+        return Outcome(result="clean")
 
-    def _wait(self, state: ResourceState, followed: Followed, task: Task, report: Callable[[int], None]) -> Ending:
-        moved, behind = self._clock(), -1
+    @staticmethod
+    def _surely_read(before: ResourceState, events: Sequence[Event], here: Read, there: Read) -> int:
+        """What the verification itself has read: what a guest reads counts as well, but only on its own side."""
+        used = "Primary" in (before.role, *(event.fields.get("role") for event in events if event.kind == "resource"))
+        # The reader may have missed who used it.
+        used = used or any(event.verb == GAP for event in events)
+        return min(here.total, there.total) if used else here.total
+
+    def _wait(
+        self,
+        state: ResourceState,
+        followed: Followed,
+        task: Task,
+        report: Callable[[int], None],
+        *,
+        here: Read,
+        ask_there: Callable[[], None],
+    ) -> Ending:
+        moved, behind = self._clock(), here.total
+        asked = moved
         while True:
             with suppress(DeadlinePassed):
                 # Only to report in between: what ends the waiting is an event.
                 followed.wait(lambda events: ending(events) is not None, self._look_every, task.cancelled)
             events = followed.events
-            over = ending(events) or self._unseen(state.name, events)
+            over = ending(events)
             if over is not None:
                 return over
             now = self._kernel.progress().get(state.minor or 0)
             begun = any(event.fields.get("replication") in CHECKING for event in events)
-            position = -1 if now is None else now.read
+            here.saw(None if now is None else now.read)
+            if self._clock() - asked >= ASK_EVERY:
+                ask_there()
+                asked = self._clock()
+            position = here.total
             if position != behind:
                 moved, behind = self._clock(), position
             if now is not None and now.done is not None:
@@ -144,16 +209,6 @@ class Comparison:
             if self._clock() - moved > within:
                 what = "has not gone on" if begun else "has not begun"
                 raise DeadlinePassed(what="the verification", seconds=within, why=f"it {what} for {within:.0f} s.")
-
-    def _unseen(self, name: str, events: Sequence[Event]) -> Ending | None:
-        """What is to be thought where events may have been missed: if it still goes on, nothing has happened."""
-        if not events or events[-1].verb != GAP or not self._reader.alive:
-            return None
-        state = self._reader.state(name)
-        if state is not None and state.checking:
-            return None
-        reason = "DRBD's events could not be read for a moment, and it was over after that."
-        return Ending(whole=False, out_of_sync=state.out_of_sync if state else 0, reason=reason)
 
     def _stopped(self, state: ResourceState, followed: Followed, reason: str) -> Outcome:
         try:

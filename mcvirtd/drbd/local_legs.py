@@ -7,6 +7,8 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Protocol
 
+import msgspec
+
 from mcvirt import names
 from mcvirt.errors import BackendUnavailable, Conflict, NoSpace, ProgramMissing
 from mcvirt.types.drbd import ResourceState
@@ -16,6 +18,7 @@ from mcvirt.types.vm import DiskDriver, StorageType
 from mcvirt.units import format_size
 from mcvirtd.drbd.config import Resource, metadata_size, resource_name
 from mcvirtd.drbd.resources import resource_of
+from mcvirtd.drbd.status import Progress as Measured
 from mcvirtd.host.drbd_numbers import minors_in_use, ports_in_use
 from mcvirtd.state.records import BackendRecord, DiskRecord, DrbdRecord, NodeRecord, Replica, ReplicaClaimRecord
 from mcvirtd.state.store import Store
@@ -47,6 +50,7 @@ class Verbs(Protocol):
     def resize(self, name: str, *, assume_clean: bool = False) -> None: ...
     def two_primaries(self, name: str, allow: bool) -> None: ...
     def faults(self, address: str | None = None) -> list[str]: ...
+    def progress(self) -> Mapping[int, Measured]: ...
 
 
 class States(Protocol):
@@ -138,8 +142,10 @@ class LocalLegs:
         return self._verbs.faults(node.address) or ["DRBD's events can't be read; the log of mcvirtd there says why."]
 
     def state(self, disk: str) -> ResourceState | None:
-        """The leg as the kernel sees it; None if it has none."""
-        return self._states.state(resource_name(_checked(disk)))
+        """The leg as the kernel sees it, with what its disk has read; None if it has none."""
+        state = self._states.state(resource_name(_checked(disk)))
+        counted = None if state is None or state.minor is None else self._verbs.progress().get(state.minor)
+        return state if state is None or counted is None else msgspec.structs.replace(state, read=counted.read)
 
     # --- making and dropping ------------------------------------------------------------------------------------------
 

@@ -40,7 +40,10 @@ class Followed:
 
     @property
     def events(self) -> tuple[Event, ...]:
-        """All events so far; one with the verb GAP stands where some may not have been seen."""
+        """All events so far; one with the verb GAP stands where some may not have been seen.
+
+        Its fields are the replication and the out-of-sync at its end, if there is the resource then.
+        """
         with self._changed:
             return tuple(self._events)
 
@@ -218,7 +221,7 @@ class Reader:
         with self._changed:
             self._complete = True
             self._states = MappingProxyType(states)
-        self._announce([(Event(verb=GAP, kind="resource", resource=name), states.get(name)) for name in touched])
+        self._announce([(_gap(name, states.get(name)), states.get(name)) for name in touched])
 
     def _announce(self, news: Sequence[tuple[Event, ResourceState | None]]) -> None:
         with self._changed:
@@ -251,6 +254,11 @@ def describe(state: ResourceState | None) -> str:
         f"it is {state.role} here with the data {state.disk}; the connection is {state.connection} "
         f"({state.replication}), the other side {state.peer_role} with the data {state.peer_disk}{split}."
     )
+
+
+def _gap(name: str, state: ResourceState | None) -> Event:
+    fields = {} if state is None else {"replication": state.replication, "out-of-sync": f"{state.out_of_sync // 1024}"}
+    return Event(verb=GAP, kind="resource", resource=name, fields=fields)
 
 
 def _said(event: Event) -> str:

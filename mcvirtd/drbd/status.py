@@ -131,14 +131,18 @@ def _percent(text: str | None) -> float | None:
         return None
 
 
+READ_WRAPS = 2**32 * 512
+"""The kernel counts sectors in 32 bits."""
+
+
 class Progress(msgspec.Struct, frozen=True, kw_only=True):
     """How far a verification or a resync is, which no event tells; *out_of_sync* in bytes.
 
-    *read* is how many bytes of this side's disk were read since it was attached.
+    *read* is how many bytes of this side's disk were read, by anybody; it begins anew after each READ_WRAPS bytes.
     """
 
     out_of_sync: int
-    read: int = 0
+    read: int | None = None
     done: float | None = None
     seconds_left: int | None = None
 
@@ -162,7 +166,7 @@ def parse_progress(text: str) -> dict[int, Progress]:
         before = found.get(minor, Progress(out_of_sync=0))
         if match := _OUT_OF_SYNC.search(line):
             read = _READ.search(line)
-            before = Progress(out_of_sync=int(match[1]) * _KIB, read=int(read[1]) * _KIB if read else 0)
+            before = Progress(out_of_sync=int(match[1]) * _KIB, read=int(read[1]) * _KIB if read else None)
         if match := _DONE.search(line):
             before = msgspec.structs.replace(before, done=float(match[1]))
         if match := _LEFT.search(line):

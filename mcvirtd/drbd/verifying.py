@@ -73,7 +73,7 @@ def check_verifiable(disk: DiskRecord, state: ResourceState) -> None:
 
 
 class Verifier:
-    """Verifies hard drives whose replica is on this node."""
+    """Verifies hard drives whose replica is on this node. *read_there* is the other side's counter of bytes read."""
 
     def __init__(
         self,
@@ -83,6 +83,7 @@ class Verifier:
         verifications: Verifications,
         journal: Journal,
         locks: Locks,
+        read_there: Callable[[DiskRecord], int | None],
         comparison: Comparison | None = None,
         settle_within: float = SETTLE_WITHIN,
     ) -> None:
@@ -91,6 +92,7 @@ class Verifier:
         self._verifications = verifications
         self._journal = journal
         self._locks = locks
+        self._read_there = read_there
         self._comparison = comparison or Comparison(kernel, reader)
         self._settle_within = settle_within
         journal.register(UNLIMIT, self._unlimit_later)
@@ -108,7 +110,7 @@ class Verifier:
             with self._limited(disk.id, state.name, rate):
                 outcome, unfinished = None, self._verifications.begin(disk.id, by)
                 try:
-                    outcome = self._comparison.run(state, current_task(), report)
+                    outcome = self._comparison.run(state, current_task(), report, lambda: self._read_there(disk))
                 finally:
                     if outcome is None:
                         self._verifications.forget(unfinished)

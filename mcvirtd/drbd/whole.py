@@ -95,6 +95,7 @@ class Drbd:
             node=node,
             reader=self.here.reader,
             errands=Errands(presence.peers),
+            legs=self.legs,
         )
 
         asides = Asides(store, node)

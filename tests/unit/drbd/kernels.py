@@ -11,6 +11,7 @@ import msgspec
 from mcvirt.errors import CommandFailed, DeadlinePassed, DrbdDeviceOpen, McvirtError, TaskCancelled
 from mcvirt.types.drbd import ResourceState
 from mcvirtd.drbd.config import Resource
+from mcvirtd.drbd.status import Progress
 from mcvirtd.storage.simulated_volumes import SimulatedVolumes
 
 
@@ -203,6 +204,9 @@ class Kernel:
 
     def two_primaries(self, name: str, allow: bool) -> None:
         self._do(f"two_primaries {allow}", name, lambda: None)
+
+    def progress(self) -> dict[int, Progress]:
+        return {}
 
     def faults(self, address: str | None = None) -> list[str]:
         del address

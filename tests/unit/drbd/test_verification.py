@@ -31,7 +31,7 @@ from mcvirtd.drbd import comparing, schedule
 from mcvirtd.drbd.comparing import Comparison, ending
 from mcvirtd.drbd.reader import Reader
 from mcvirtd.drbd.resyncing import Copied, Resync, copied
-from mcvirtd.drbd.status import Progress
+from mcvirtd.drbd.status import GAP, READ_WRAPS, Event
 from mcvirtd.drbd.verification_service import VerificationService
 from mcvirtd.drbd.verifications import ACT, Verifications, difference
 from mcvirtd.drbd.verifying import UNLIMIT, Verifier
@@ -115,6 +115,7 @@ class World:
             verifications=self.verifications,
             journal=self.journal,
             locks=self.locks,
+            read_there=lambda disk: self.kernel.read_there,
             comparison=comparison,
             settle_within=0.5,
         )
@@ -256,11 +257,86 @@ def test_an_interrupted_verification_neither_passes_nor_fails(
 
 def test_one_that_somebody_ended_early_has_not_passed(world: World) -> None:
     world.furnish().says("verify", recorded.CLEAN)
-    # It read 4 of 16 MiB.
-    reads = iter((100 * KIB, 100 * KIB + 4 * KIB**2))
-    world.kernel.progress = lambda: {1: Progress(out_of_sync=0, read=next(reads))}  # type: ignore[method-assign]
+    world.kernel.reads = 4 * KIB**2
     raised = error(lambda: world.service.verify("web1"))
     assert "before the whole disk was read" in str(raised)
+
+
+def test_what_a_guest_reads_is_not_what_the_verification_has_read(world: World) -> None:
+    world.furnish("Primary").says("verify", recorded.CLEAN)
+    verify = world.kernel.verify
+
+    def ended_early(name: str) -> None:
+        world.kernel.read += 2 * SIZE
+        world.kernel.reads = 4 * KIB**2
+        verify(name)
+
+    world.kernel.verify = ended_early  # type: ignore[method-assign]
+    raised = error(lambda: world.service.verify("web1"))
+    assert f"({4 * KIB**2} of {SIZE} bytes)" in str(raised)
+
+
+def test_what_was_read_is_known_where_the_counter_begins_anew(world: World) -> None:
+    world.furnish().says("verify", recorded.CLEAN)
+    world.kernel.read = READ_WRAPS - 4 * KIB**2
+    verify = world.kernel.verify
+
+    def wrap(name: str) -> None:
+        verify(name)
+        world.kernel.read %= READ_WRAPS
+
+    world.kernel.verify = wrap  # type: ignore[method-assign]
+    act(lambda: world.service.verify("web1"))
+    assert [run.result for run in world.record().runs] == ["clean"]
+
+
+def test_a_disk_is_larger_than_the_counter_counts() -> None:
+    read = comparing.Read()
+    for look in range(11):
+        read.saw((7 + look * READ_WRAPS // 4) % READ_WRAPS)
+        read.saw(None)
+    assert read.total == 10 * READ_WRAPS // 4
+
+
+def test_a_counter_that_went_back_says_nothing_of_what_was_read_before() -> None:
+    read = comparing.Read()
+    for counter in (100 * KIB, SIZE, 0, 4 * KIB):
+        read.saw(counter)
+    assert read.total == 4 * KIB
+
+
+def test_a_resource_that_was_taken_down_and_up_in_between_has_not_passed(world: World) -> None:
+    world.furnish()
+    first, *_, last = renamed(recorded.CLEAN, world.resource())
+    up = recorded.existing(world.resource())
+    world.kernel.follows = {"verify": [first, f"destroy resource name:{world.resource()}", *up, first, last]}
+    raised = error(lambda: world.service.verify("web1"))
+    assert "taken down" in str(raised)
+
+
+def test_without_the_counter_nothing_has_passed(world: World) -> None:
+    world.furnish().says("verify", recorded.CLEAN)
+    world.kernel.counting = False
+    assert "counters could not be read" in str(error(lambda: world.service.verify("web1")))
+
+
+def test_differences_are_differences_however_little_was_read(world: World) -> None:
+    world.furnish().says("verify", recorded.DIFFERENT)
+    world.kernel.reads = 4 * KIB**2
+    error(lambda: world.service.verify("web1"))
+    assert (world.record().failed, world.record().out_of_sync) == (True, 12 * KIB)
+
+
+def test_an_end_after_missed_events_is_an_end_only_if_it_still_went_on() -> None:
+    first, *_, last = events(recorded.CLEAN)
+    over, on = (
+        Event(verb=GAP, kind="resource", resource=first.resource, fields={"replication": how, "out-of-sync": "0"})
+        for how in ("Established", "VerifyS")
+    )
+    ended = ending([first, over, last])
+    assert ended is not None and not ended.whole and "could not be read for a moment" in ended.reason
+    assert ending([first, on]) is None
+    assert ending([first, on, last]) == comparing.Ending(whole=True)
 
 
 def test_cancelled_it_is_stopped_in_the_kernel_and_recorded_as_interrupted(world: World) -> None:
@@ -280,6 +356,7 @@ def test_cancelled_it_is_stopped_in_the_kernel_and_recorded_as_interrupted(world
 
 def test_one_that_does_not_go_on_is_not_waited_for_for_ever(world: World) -> None:
     world.furnish()
+    world.kernel.reads = 0
     first, *_, last = renamed(recorded.CLEAN, world.resource())
     world.kernel.follows = {"verify": [first], "stop_verify": [last]}
     thread, found = in_background(lambda: world.service.verify("web1"), Task("v", "web1", "alice", "n1"))
@@ -358,6 +435,7 @@ def test_several_disks_are_verified_and_the_bad_ones_named(world: World) -> None
     world.furnish("Secondary", "Secondary", "Secondary")
 
     def verify(name: str) -> None:
+        world.kernel.read += SIZE
         window = recorded.DIFFERENT if name == world.resource(1) else recorded.CLEAN
         world.kernel.say(*renamed(window, name))
 
