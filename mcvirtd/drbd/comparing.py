@@ -26,6 +26,7 @@ LOOK_EVERY = 1.0
 ASK_EVERY = 30.0
 BEGIN_WITHIN = 60.0
 STOP_WITHIN = 60.0
+KNOWN_WITHIN = 60.0
 # A slow verification reads at least something in that time, however little it may; a disk that hangs does not.
 STALLED_AFTER = 600.0
 
@@ -155,12 +156,13 @@ class Comparison:
         if ended.out_of_sync:
             return Outcome(result="differences", out_of_sync=ended.out_of_sync)
         here.saw(self._read(state))
-        there.saw(read_there())
+        if _was_primary("resource", state.role, followed.events) or _missed(followed.events):
+            there.saw(self._until_known(read_there, task))
         if (read := self._surely_read(state, followed.events, here, there)) < state.size:
             # Somebody has moved its end with drbdsetup; the kernel tells only its log.
             why = (
-                "it was ended from outside before the whole disk was read, or the kernel's counters could not be read "
-                f"({read} of {state.size} bytes)."
+                "it was ended from outside before the whole disk was read, the kernel's counters could not be read, or "
+                f"both sides were Primary meanwhile ({read} of {state.size} bytes are known to have been read)."
             )
             return Outcome(result="interrupted", reason=why)
         report(state.size)
@@ -169,10 +171,11 @@ class Comparison:
     @staticmethod
     def _surely_read(before: ResourceState, events: Sequence[Event], here: Read, there: Read) -> int:
         """What the verification itself has read: what a guest reads counts as well, but only on its own side."""
-        used = "Primary" in (before.role, *(event.fields.get("role") for event in events if event.kind == "resource"))
-        # The reader may have missed who used it.
-        used = used or any(event.verb == GAP for event in events)
-        return min(here.total, there.total) if used else here.total
+        if _missed(events):
+            return min(here.total, there.total)  # who used it may have been missed
+        if not _was_primary("resource", before.role, events):
+            return here.total
+        return 0 if _was_primary("connection", before.peer_role, events) else there.total
 
     def _wait(
         self,
@@ -200,7 +203,8 @@ class Comparison:
             if self._clock() - asked >= ASK_EVERY:
                 ask_there()
                 asked = self._clock()
-            position = here.total
+            # A guest that reads is no sign that the verification goes on.
+            position = here.total if now is None or now.left is None else state.size - now.left
             if position != behind:
                 moved, behind = self._clock(), position
             if now is not None and now.done is not None:
@@ -219,6 +223,22 @@ class Comparison:
         ended = ending(followed.events)
         return Outcome(result="interrupted", out_of_sync=ended.out_of_sync if ended else 0, reason=reason)
 
+    def _until_known(self, read_there: Callable[[], int | None], task: Task) -> int | None:
+        """What the other side has read: its mcvirtd may just be restarted, and its counter stands still meanwhile."""
+        until = self._clock() + KNOWN_WITHIN
+        while (read := read_there()) is None and self._clock() < until and not task.cancelled.wait(self._look_every):
+            pass
+        return read
+
     def _read(self, state: ResourceState) -> int | None:
         now = self._kernel.progress().get(state.minor or 0)
         return None if now is None else now.read
+
+
+def _missed(events: Sequence[Event]) -> bool:
+    return any(event.verb == GAP for event in events)
+
+
+def _was_primary(kind: str, before: str, events: Sequence[Event]) -> bool:
+    """Whether this side ("resource") or the other one ("connection") was Primary at any time."""
+    return "Primary" in (before, *(event.fields.get("role") for event in events if event.kind == kind))

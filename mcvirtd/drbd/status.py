@@ -139,10 +139,12 @@ class Progress(msgspec.Struct, frozen=True, kw_only=True):
     """How far a verification or a resync is, which no event tells; *out_of_sync* in bytes.
 
     *read* is how many bytes of this side's disk were read, by anybody; it begins anew after each READ_WRAPS bytes.
+    *left* is what is still to be read or copied, *done* the percentage that is not.
     """
 
     out_of_sync: int
     read: int | None = None
+    left: int | None = None
     done: float | None = None
     seconds_left: int | None = None
 
@@ -150,7 +152,7 @@ class Progress(msgspec.Struct, frozen=True, kw_only=True):
 _DEVICE = re.compile(r"\s*(\d+): cs:", re.ASCII)
 _OUT_OF_SYNC = re.compile(r"\boos:(\d+)", re.ASCII)
 _READ = re.compile(r"\bdr:(\d+)", re.ASCII)
-_DONE = re.compile(r"(?:sync'ed|verified):\s*([\d.]+)%", re.ASCII)
+_DONE = re.compile(r"(?:sync'ed|verified):\s*([\d.]+)%(?: \((\d+)/\d+\)([KM]))?", re.ASCII)
 _LEFT = re.compile(r"finish: (\d+):(\d\d):(\d\d)", re.ASCII)
 
 
@@ -168,9 +170,10 @@ def parse_progress(text: str) -> dict[int, Progress]:
             read = _READ.search(line)
             before = Progress(out_of_sync=int(match[1]) * _KIB, read=int(read[1]) * _KIB if read else None)
         if match := _DONE.search(line):
-            before = msgspec.structs.replace(before, done=float(match[1]))
+            left = int(match[2]) * (_KIB if match[3] == "K" else _KIB**2) if match[2] else None
+            before = msgspec.structs.replace(before, done=float(match[1]), left=left)
         if match := _LEFT.search(line):
-            left = int(match[1]) * 3600 + int(match[2]) * 60 + int(match[3])
-            before = msgspec.structs.replace(before, seconds_left=left)
+            seconds = int(match[1]) * 3600 + int(match[2]) * 60 + int(match[3])
+            before = msgspec.structs.replace(before, seconds_left=seconds)
         found[minor] = before
     return found

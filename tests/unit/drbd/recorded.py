@@ -60,6 +60,7 @@ class Kernel:
         # What each side's disk has read; a verification reads all of the disk, unless somebody ends it.
         self.read = self.read_there = 100 * 1024
         self.reads = 16384 * 1024
+        self.silent: Callable[[], bool] = lambda: False  # whether the other side does not say what it has read
 
     def source(self, heard: Callable[[str], None], stop: threading.Event) -> int:
         while not stop.is_set():

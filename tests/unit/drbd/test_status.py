@@ -127,8 +127,8 @@ def test_a_split_is_known_until_the_sides_take_each_other_again() -> None:
 def test_progress_is_read_where_something_goes_on() -> None:
     text = (GOLDEN / "proc-drbd.txt").read_text()
     assert parse_progress(text) == {
-        1: Progress(out_of_sync=51200 * 1024, read=79132 * 1024, done=29.5, seconds_left=3),
-        2: Progress(out_of_sync=8 * 1024, read=120440 * 1024, done=82.4, seconds_left=1),
+        1: Progress(out_of_sync=51200 * 1024, read=79132 * 1024, left=51200 * 1024, done=29.5, seconds_left=3),
+        2: Progress(out_of_sync=8 * 1024, read=120440 * 1024, left=13188 * 1024, done=82.4, seconds_left=1),
         3: Progress(out_of_sync=0, read=129272 * 1024),
     }
     assert parse_progress("") == {}

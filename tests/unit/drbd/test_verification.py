@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import threading
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
@@ -31,7 +32,7 @@ from mcvirtd.drbd import comparing, schedule
 from mcvirtd.drbd.comparing import Comparison, ending
 from mcvirtd.drbd.reader import Reader
 from mcvirtd.drbd.resyncing import Copied, Resync, copied
-from mcvirtd.drbd.status import GAP, READ_WRAPS, Event
+from mcvirtd.drbd.status import GAP, READ_WRAPS, Event, Progress
 from mcvirtd.drbd.verification_service import VerificationService
 from mcvirtd.drbd.verifications import ACT, Verifications, difference
 from mcvirtd.drbd.verifying import UNLIMIT, Verifier
@@ -115,7 +116,7 @@ class World:
             verifications=self.verifications,
             journal=self.journal,
             locks=self.locks,
-            read_there=lambda disk: self.kernel.read_there,
+            read_there=lambda disk: None if self.kernel.silent() else self.kernel.read_there,
             comparison=comparison,
             settle_within=0.5,
         )
@@ -273,7 +274,28 @@ def test_what_a_guest_reads_is_not_what_the_verification_has_read(world: World) 
 
     world.kernel.verify = ended_early  # type: ignore[method-assign]
     raised = error(lambda: world.service.verify("web1"))
-    assert f"({4 * KIB**2} of {SIZE} bytes)" in str(raised)
+    assert f"({4 * KIB**2} of {SIZE} bytes " in str(raised)
+
+
+def test_what_a_guest_on_the_other_side_reads_counts_as_little(world: World) -> None:
+    world.furnish("Primary").says("verify", recorded.CLEAN)
+    other = f"change connection name:{world.resource()} conn-name:peer role:Primary"
+    world.kernel.follows["verify"].insert(1, other)
+    assert "both sides were Primary meanwhile (0 of" in str(error(lambda: world.service.verify("web1")))
+    world.kernel.say(f"change resource name:{world.resource()} role:Secondary")
+    world.reader.wait(world.resource(), lambda now: now is not None and now.role == "Secondary", SOON)
+    world.kernel.read_there = 0
+    act(lambda: world.service.verify("web1"))
+    assert [run.result for run in world.record().runs] == ["interrupted", "clean"]
+
+
+def test_the_other_side_may_say_a_moment_later_what_it_has_read(world: World) -> None:
+    world.furnish("Primary").says("verify", recorded.CLEAN)
+    silent = iter((False, True, True))
+    world.kernel.silent = lambda: next(silent, False)
+    act(lambda: world.service.verify("web1"))
+    assert [run.result for run in world.record().runs] == ["clean"]
+    assert next(silent, None) is None
 
 
 def test_what_was_read_is_known_where_the_counter_begins_anew(world: World) -> None:
@@ -354,9 +376,14 @@ def test_cancelled_it_is_stopped_in_the_kernel_and_recorded_as_interrupted(world
     assert (run.result, run.reason, run.out_of_sync) == ("interrupted", "it was cancelled.", 12 * KIB)
 
 
-def test_one_that_does_not_go_on_is_not_waited_for_for_ever(world: World) -> None:
+@pytest.mark.parametrize("reads", [False, True], ids=["", "and a guest that reads"])
+def test_one_that_does_not_go_on_is_not_waited_for_for_ever(world: World, reads: bool) -> None:
     world.furnish()
     world.kernel.reads = 0
+    if reads:
+        counter = itertools.count(0, KIB)
+        looks = (Progress(out_of_sync=0, read=next(counter), left=SIZE, done=0.0) for _ in itertools.count())
+        world.kernel.progress = lambda: {1: next(looks)}  # type: ignore[method-assign]
     first, *_, last = renamed(recorded.CLEAN, world.resource())
     world.kernel.follows = {"verify": [first], "stop_verify": [last]}
     thread, found = in_background(lambda: world.service.verify("web1"), Task("v", "web1", "alice", "n1"))
