@@ -15,11 +15,12 @@ import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
+from contextlib import suppress
 from typing import TypeVar
 
 import msgspec
 
-from mcvirt.errors import Conflict, Failed, McvirtError, NodeUnreachable, TaskCancelled
+from mcvirt.errors import Conflict, Failed, McvirtError, NodeUnreachable, ProgramMissing, TaskCancelled
 from mcvirt.types.drbd import ResourceState
 from mcvirt.types.replica import LegCommand, LegSpec, Outlook
 from mcvirt.units import format_size
@@ -241,6 +242,27 @@ class ReplicatedDisks:
     def deactivate(self, record: DiskRecord) -> None:
         """This node may write to the disk no more."""
         self._roles.demote(record)
+
+    def take_down(self, record: DiskRecord) -> None:
+        """Have both kernels forget the disk; where one does not, the other knows it again."""
+
+        def act(node: str) -> None:
+            with suppress(ProgramMissing):  # then that kernel knows nothing
+                self._legs(node).command(record.id, LegCommand.DOWN)
+
+        try:
+            self._on_each(self._members(record.nodes), act, heed=False)
+        except McvirtError:
+            self.bring_up(record)
+            raise
+
+    def bring_up(self, record: DiskRecord) -> None:
+        """Have both kernels know the disk again, as far as they can be reached."""
+        for node in self._members(record.nodes):
+            try:
+                self._legs(node).command(record.id, LegCommand.UP)
+            except McvirtError as error:
+                log.warning("the leg of hard drive %s on node %s stays down: %s", record.id, node, error)
 
     def delete_volume(self, record: DiskRecord) -> None:
         """Delete both legs."""

@@ -96,7 +96,8 @@ class DiskRecord(Record, frozen=True, kw_only=True):
     """A hard drive: *volume* on *backend* (its name) on *nodes*; attached to *vm* under *slot* (1..n), or to none.
 
     With a *replica* it is mirrored between its two nodes, and *volume* is what its volumes' names begin with. Once it
-    is *deleting*, its data may be gone: it can be deleted to the end, and nothing else.
+    is *deleting*, its data may be gone: it can be deleted to the end, and nothing else. *deleter* is the task that has
+    begun that last.
     """
 
     kind: ClassVar[str] = "disk"
@@ -113,6 +114,7 @@ class DiskRecord(Record, frozen=True, kw_only=True):
     slot: int | None = None
     replica: Replica | None = None
     deleting: bool = False
+    deleter: str = ""
 
 
 class ReplicaClaimRecord(Record, frozen=True, kw_only=True):

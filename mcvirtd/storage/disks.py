@@ -5,6 +5,7 @@ How a disk is kept is the matter of its storage type's DiskKind; what is the sam
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Sequence
 
 from mcvirt import names
@@ -28,10 +29,12 @@ from mcvirtd.storage.kind import DiskKind, DiskSource, UsedPaths
 from mcvirtd.storage.local_disks import LocalDisks, owner_of, refuse_used
 from mcvirtd.storage.planning import DiskPlan, Planner, Replicas, check_driver, check_size
 from mcvirtd.tasks.locks import Locks
-from mcvirtd.tasks.task import step
+from mcvirtd.tasks.task import current_task, step
 from mcvirtd.tasks.transaction import Journal, Transaction
 
 __all__ = ["DiskPlan", "DiskSource", "Disks"]
+
+log = logging.getLogger(__name__)
 
 FINISH_DELETE = "disk.finish_delete"
 
@@ -114,7 +117,7 @@ class Disks:
 
     def available(self, record: DiskRecord) -> str:
         """Why the disk can't be used on this node now, in a sentence; '' if it can."""
-        return self._of(record).available(record)
+        return deletion_begun(record) or self._of(record).available(record)
 
     def movable(self, record: DiskRecord) -> bool:
         """Whether another node may have the disk's data without this one's doing."""
@@ -155,6 +158,21 @@ class Disks:
         """No guest of this node has the disk any more. Its data stays."""
         self._of(record).deactivate(record)
 
+    def begin_delete(self, record: DiskRecord) -> None:
+        """The data of a machine's disk is about to be deleted; what fails here has changed nothing.
+
+        One that is on two nodes is marked, for the machine is not to use what is left where only one of them is done.
+        """
+        if record.replica is None:
+            return
+        self._of(record).take_down(record)
+        try:
+            with self._store.change() as change:
+                change.edit(DiskRecord, record.id, deleting=True, deleter=current_task().id)
+        except McvirtError:
+            self._of(record).bring_up(record)
+            raise
+
     def delete_volume(self, record: DiskRecord) -> None:
         """Delete the disk's data; nothing happens if it is gone. The record is left to the caller."""
         self._of(record).delete_volume(record)
@@ -175,16 +193,23 @@ class Disks:
             tx.redo(FINISH_DELETE, disk=disk)
             # Another node's locks are not ours: only the order of changes tells who was first to attach or to delete.
             with self._store.change() as change:
+                begun_before = detached(change, disk).deleting
                 record = self._mark_deleting(change, disk)
                 tx.leave_due_if_unknown()
             with step(f"Deleting hard drive {disk}"):
+                try:
+                    self._of(record).take_down(record)
+                except McvirtError:
+                    if not begun_before:
+                        self._unmark(disk)
+                    raise
                 self.delete_volume(record)
             with tx.commit() as change:
                 self.drop(change, disk)
 
     def forget(self, record: DiskRecord) -> None:
         """Delete the record of a detached disk whose data is out of reach; Conflict if it is not."""
-        if not self.available(record) and self._can_be_deleted(record):
+        if not self._of(record).available(record) and self._can_be_deleted(record):
             raise Conflict(text=f"The data of hard drive {record.id} is there. Delete it with `--forget` left out.")
         with step(f"Forgetting hard drive {record.id}"):
             with self._store.change() as change:
@@ -196,7 +221,17 @@ class Disks:
     @staticmethod
     def _mark_deleting(change: Change, disk: str) -> DiskRecord:
         detached(change, disk)
-        return change.edit(DiskRecord, disk, deleting=True)
+        return change.edit(DiskRecord, disk, deleting=True, deleter=current_task().id)
+
+    def _unmark(self, disk: str) -> None:
+        try:
+            with self._store.change() as change:
+                record = change.get(DiskRecord, disk)
+                # Another node may have begun to delete it meanwhile.
+                if record is not None and record.deleter == current_task().id:
+                    change.edit(DiskRecord, disk, deleting=False, deleter="")
+        except McvirtError as error:
+            log.warning("hard drive %s stays marked as being deleted: %s", disk, error)
 
     def _can_be_deleted(self, record: DiskRecord) -> bool:
         try:
@@ -282,8 +317,13 @@ def detached(change: Change, disk: str) -> DiskRecord:
 
 def refuse_deleting(record: DiskRecord) -> None:
     """Raise Conflict if the disk's deletion has begun: its data may be gone."""
-    if record.deleting:
-        raise Conflict(
-            text=f"Hard drive {record.id} is being deleted. `mcvirt hard-drive delete {record.id}` finishes a deletion "
-            "that has failed."
-        )
+    if why := deletion_begun(record):
+        raise Conflict(text=f"Hard drive {record.id} can't be used: {why}")
+
+
+def deletion_begun(record: DiskRecord) -> str:
+    """That the disk is being deleted, and what finishes it where that has failed, in a sentence; '' if it is not."""
+    if not record.deleting:
+        return ""
+    words = f"delete {record.vm}" if record.vm else f"hard-drive delete {record.id}"
+    return f"it is being deleted. `mcvirt {words}` finishes a deletion that has failed."

@@ -65,6 +65,12 @@ class DiskKind(Protocol):
     def deactivate(self, record: DiskRecord) -> None:
         """No guest of this node has the disk any more. Its data stays."""
 
+    def take_down(self, record: DiskRecord) -> None:
+        """End what its nodes have to do with the disk. No data is touched, and a failure leaves all as it was."""
+
+    def bring_up(self, record: DiskRecord) -> None:
+        """Undo ``take_down``, as far as that is possible now."""
+
     def delete_volume(self, record: DiskRecord) -> None:
         """Delete the disk's data; nothing happens if it is gone."""
 

@@ -111,6 +111,12 @@ class LocalDisks:
     def deactivate(self, record: DiskRecord) -> None:
         """Nothing is to be done: a volume stays ready."""
 
+    def take_down(self, record: DiskRecord) -> None:
+        """There is nothing to end."""
+
+    def bring_up(self, record: DiskRecord) -> None:
+        """Nor to begin."""
+
     def delete_volume(self, record: DiskRecord) -> None:
         """Delete the disk's data; nothing happens if it is gone."""
         self._volumes(record).delete(record.volume)

@@ -93,6 +93,7 @@ class Deletion:
         for disk in disks_of(self._store, name):
             if not keep_disks:
                 with step(f"Deleting disk {disk.slot}"):
+                    self._disks.begin_delete(disk)
                     self._disks.delete_volume(disk)
             with self._store.change() as change:
                 if keep_disks:

@@ -31,11 +31,16 @@ def _table(context: Context, disks: tuple[DiskInfo, ...]) -> str:
                 disk.backend,
                 disk.volume,
                 ", ".join(disk.nodes),
-                f"{disk.vm} (disk {disk.slot})" if disk.vm else "being deleted" if disk.deleting else "",
+                _use(disk),
             )
             for disk in disks
         ],
     )
+
+
+def _use(disk: DiskInfo) -> str:
+    use = [f"{disk.vm} (disk {disk.slot})"] if disk.vm else []
+    return ", ".join([*use, "being deleted"] if disk.deleting else use)
 
 
 def _id(parser: Parser) -> None:

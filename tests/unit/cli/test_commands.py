@@ -166,8 +166,10 @@ def test_list_shows_what_operators_know(capsys):
 
 def test_hard_drive_that_is_being_deleted_is_shown_as_such(capsys):
     deleting = msgspec.structs.replace(DISK, id="hd-2", vm=None, slot=None, deleting=True)
-    assert run_with(Client(hard_drives__list=(DISK, deleting)), "hard-drive list") == 0
+    both = msgspec.structs.replace(DISK, deleting=True)
+    assert run_with(Client(hard_drives__list=(DISK, deleting, both)), "hard-drive list") == 0
     lines = capsys.readouterr().out.splitlines()
+    assert lines[3].endswith("web1 (disk 1), being deleted")
     assert lines[1].endswith("web1 (disk 1)")
     assert lines[2].endswith("being deleted")
 

@@ -355,6 +355,53 @@ class TestDelete:
         with pytest.raises(Conflict, match="in use on node 'n2'"):
             pair.drives.delete(record.id)
 
+    @pytest.mark.parametrize("node", ["n1", "n2"])
+    def test_what_fails_before_any_data_is_touched_is_undone(self, pair: Pair, node: str) -> None:
+        record = make(pair)
+        pair.kernels[node].fail_next("down", BROKEN)
+        with pytest.raises(CommandFailed):
+            pair.drives.delete(record.id)
+        assert pair.disks.find(record.id) == record
+        assert pair.disks.available(record) == ""
+        assert [pair.kernels[name].resources[resource_name(record.id)].connected for name in ("n1", "n2")] == [True] * 2
+        assert pair.journal_rows() == []
+        pair.drives.delete(record.id)
+        assert pair.orphans() == []
+
+    def test_node_that_is_lost_before_any_data_is_touched(self, pair: Pair) -> None:
+        record = make(pair)
+        pair.farther.lose["command"] = False
+        with pytest.raises(NodeUnreachable):
+            pair.drives.delete(record.id)
+        assert pair.disks.find(record.id) == record
+        assert resource_name(record.id) in pair.kernels["n1"].resources
+
+    def test_mark_of_a_deletion_that_began_earlier_stays(self, pair: Pair) -> None:
+        record = make(pair)
+        pair.volumes("n2").fail_next("delete", BROKEN)
+        with pytest.raises(CommandFailed):
+            pair.drives.delete(record.id)
+        pair.kernels["n2"].fail_next("down", BROKEN)
+        with pytest.raises(CommandFailed):
+            pair.drives.delete(record.id)
+        assert pair.disks.find(record.id).deleting
+        assert "`mcvirt hard-drive delete" in pair.disks.available(pair.disks.find(record.id))
+        with pytest.raises(Conflict, match="left out"):
+            pair.drives.delete(record.id, forget=True)
+
+    def test_mark_stays_if_another_node_deletes_it_meanwhile(self, pair: Pair) -> None:
+        record = make(pair)
+
+        def fail() -> None:
+            with pair.store.change() as change:
+                change.edit(DiskRecord, record.id, deleter="elsewhere")
+            raise BROKEN
+
+        pair.kernels["n1"].fail_next("down", fail)
+        with pytest.raises(CommandFailed):
+            pair.drives.delete(record.id)
+        assert pair.disks.find(record.id).deleting
+
     @pytest.mark.parametrize("done", [False, True])
     def test_peer_that_dies_keeps_the_record_to_delete_it_again(self, pair: Pair, done: bool) -> None:
         record = make(pair)

@@ -9,12 +9,21 @@ from pathlib import Path
 
 import pytest
 
-from mcvirt.errors import CommandFailed, LibvirtFailed, LibvirtUnreachable, McvirtError, VmIncomplete, from_wire
+from mcvirt.errors import (
+    CommandFailed,
+    LeaderUnreachable,
+    LibvirtFailed,
+    LibvirtUnreachable,
+    McvirtError,
+    VmIncomplete,
+    from_wire,
+)
 from mcvirt.types.task import TaskState
 from mcvirt.types.vm import DiskSpec, StorageType, VmSpec
 from mcvirtd.drbd.config import resource_name
 from mcvirtd.hypervisor.simulated import SimulatedHypervisor
 from mcvirtd.state.records import DiskRecord, NetworkRecord, VerificationRecord, VmRecord
+from mcvirtd.state.store import Change
 from mcvirtd.vm.design import disks_of
 from tests.unit.drbd.kernels import Wires
 from tests.unit.drbd.world import Gate, Pair
@@ -155,6 +164,47 @@ class TestCreate:
         assert world.delete() is None
         assert world.orphans() == []
         assert world.store.all(DiskRecord) == {}
+
+
+class TestDelete:
+    @pytest.mark.parametrize("node", ["n1", "n2"])
+    def test_what_fails_before_any_data_is_touched_changes_nothing(self, world: Both, node: str) -> None:
+        world.make()
+        (disk,) = disks_of(world.store, "web1")
+        world.kernels[node].fail_next("down", BROKEN)
+        assert isinstance(world.delete(), CommandFailed)
+        assert disks_of(world.store, "web1") == (disk,)
+        assert world.role() == world.role(node="n2") == {"Secondary"}
+        assert world.start() is None
+        assert world.role() == {"Primary"}
+
+    def test_what_fails_later_is_shown_and_can_only_be_repeated(self, world: Both) -> None:
+        world.make()
+        world.volumes("n2").fail_next("delete", BROKEN)
+        assert isinstance(world.delete(), CommandFailed)
+        assert [(drive.vm, drive.deleting) for drive in world.drives.list()] == [("web1", True)]
+        refused = world.start()
+        assert refused is not None and "`mcvirt delete web1` finishes a deletion that has failed" in str(refused)
+        assert world.delete() is None
+        assert world.orphans() == []
+        assert world.store.all(DiskRecord) == {}
+
+    def test_what_the_cluster_does_not_take_in_changes_nothing(
+        self, world: Both, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        world.make()
+        (disk,) = disks_of(world.store, "web1")
+        original = Change.edit
+
+        def edit(change: Change, kind: type[DiskRecord], key: str, **fields: object) -> DiskRecord:
+            if fields.get("deleting"):
+                raise LeaderUnreachable(leader="n3")
+            return original(change, kind, key, **fields)
+
+        monkeypatch.setattr(Change, "edit", edit)
+        assert isinstance(world.delete(), LeaderUnreachable)
+        assert disks_of(world.store, "web1") == (disk,)
+        assert world.start() is None
 
 
 class TestRoles:

@@ -420,8 +420,8 @@ class TestDelete:
         with pytest.raises(CommandFailed):
             world.disks.finish_delete(record.id)
         assert volumes.names() == [record.volume]
-        marked = msgspec.structs.replace(record, deleting=True)
-        assert world.store.get(DiskRecord, record.id) == marked
+        marked = world.disks.find(record.id)
+        assert marked == msgspec.structs.replace(record, deleting=True, deleter=marked.deleter)
         assert world.journal_rows() == []
         with pytest.raises(Conflict, match="is being deleted"):
             world.disks.check_grow(marked, 2 * GIB)
