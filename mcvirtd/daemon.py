@@ -239,6 +239,8 @@ class Daemon:
             libvirt_ready=hypervisor.wait_connected,
             sure=standing.sure,
             bound=self._machines.bound,
+            unsettled=self._moves.unsettled,
+            coming=self._moves.coming,
         )
         expected = self._moves.arrivals.expects
         strays = Strays(self._machines.ground, sure=standing.sure, tell=self._tell_stray, expected=expected)

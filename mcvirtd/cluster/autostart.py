@@ -6,6 +6,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 
 from mcvirt.errors import McvirtError
 from mcvirt.types.vm import AutoStart
@@ -30,6 +31,7 @@ class Autostart:
 
     Until *sure* says that this node knows what has become of the cluster, only machines are started that are *bound*
     to it: what nobody else could run can't have been taken over while this node was off. The others are started then.
+    So is what is *unsettled*, or *coming* here as mcvirtd starts, as soon as it is settled, and registered here.
     """
 
     def __init__(
@@ -41,6 +43,8 @@ class Autostart:
         libvirt_ready: Callable[[float], bool],
         sure: Callable[[], bool] = lambda: True,
         bound: Callable[[str], bool] = lambda name: True,  # noqa: ARG005
+        unsettled: Callable[[str], bool] = lambda name: False,  # noqa: ARG005
+        coming: Callable[[], frozenset[str]] = frozenset,
     ) -> None:
         self._store = store
         self._vms = vms
@@ -48,6 +52,9 @@ class Autostart:
         self._libvirt_ready = libvirt_ready
         self._sure = sure
         self._bound = bound
+        self._unsettled = unsettled
+        self._coming = coming
+        self._late: frozenset[str] = frozenset()
         self._held: frozenset[str] = frozenset()
         self._changed = threading.Condition()
         self._stopping = False
@@ -82,6 +89,8 @@ class Autostart:
 
     def _run(self) -> None:
         kinds = _AT_START
+        with suppress(McvirtError):  # the state file can't be read, which others say
+            self._late = self._coming()
         while self._wait_for_libvirt():
             self._start_all(kinds)
             kinds = _AT_POLL
@@ -106,13 +115,17 @@ class Autostart:
             if self._held and self._is_sure():
                 held, self._held = self._held, frozenset()
                 self._start_all(_AT_START, held)
+            settled = self._settled()
+            if settled:
+                self._late -= settled
+                self._start_all(_AT_START, settled)
             with self._changed:
                 interval = autostart_interval(self._store)
                 left = last + interval - time.monotonic()
                 if interval > 0 and left <= 0:
                     return not self._stopping
                 patience = left if interval > 0 else None
-                if self._held:
+                if self._held or self._late:
                     patience = _ASK_AGAIN if patience is None else min(patience, _ASK_AGAIN)
                 if not self._stopping:
                     self._changed.wait(patience)
@@ -125,26 +138,36 @@ class Autostart:
             log.exception("it could not be found out whether this node has caught up")
             return False
 
+    def _settled(self) -> frozenset[str]:
+        """Those of the machines that had to wait for it which are settled now."""
+        try:
+            return frozenset(name for name in self._late if not self._unsettled(name))
+        except Exception:
+            log.exception("it could not be found out which machines are settled")
+            return frozenset()
+
     def _start_all(self, kinds: frozenset[AutoStart], only: frozenset[str] | None = None) -> None:
         """Start the machines of *kinds*; of these *only*, where they are named."""
         sure = self._is_sure()  # before the list: becoming sure may change which machines are this node's
         try:
             wanted = sorted(
-                name
-                for name, autostart in self._vms().items()
-                if autostart in kinds and (only is None or name in only)
+                name for name, autostart in self._vms().items() if autostart in kinds and (only is None or name in only)
             )
             held = () if sure else [name for name in wanted if not self._bound(name)]
+            late = [name for name in wanted if name not in held and self._unsettled(name)]
         except Exception:
             log.exception("the virtual machines to start could not be listed")
             return
         if held:
             log.warning("not started until this node has heard from the cluster: %s", ", ".join(held))
             self._held = self._held.union(held)
+        if late:
+            log.warning("not started until it is settled where they are: %s", ", ".join(late))
+            self._late = self._late.union(late)
         for name in wanted:
             if self._stopping:
                 return
-            if name in held:
+            if name in held or name in late:
                 continue
             try:
                 self._start_vm(name)

@@ -23,7 +23,7 @@ from mcvirtd.hypervisor.moving import MovingVerbs
 from mcvirtd.migration.arrivals import Arrivals
 from mcvirtd.migration.disks import CopiedDisks, DisksOfMachines, MigrationDisks
 from mcvirtd.migration.draining import Draining
-from mcvirtd.migration.expectations import Expectations
+from mcvirtd.migration.expectations import EXPECT, Expectations
 from mcvirtd.migration.planning import MigrationPlanner
 from mcvirtd.migration.service import MigrationService
 from mcvirtd.migration.settling import Settlement
@@ -37,6 +37,7 @@ from mcvirtd.vm.ground import Ground
 from mcvirtd.vm.power import Power
 
 _ASK_WITHIN = 30.0
+_TRY_AGAIN = 5.0
 _encode = msgspec.json.Encoder().encode
 
 
@@ -100,8 +101,10 @@ class Moves:
             carry_on=carry_on,
         )
         self._settlement = settlement
-        self._reachable = reachable
-        self._missed: set[str] = set()
+        self._journal = ground.journal
+        self._nodes = nodes
+        self._ready: set[str] = set()
+        self._tried = 0.0
         self._waits = Waits(ground, rights, stopping)
         self._tasks = tasks
         self._audit = audit
@@ -129,12 +132,26 @@ class Moves:
             self._tasks.start("migration.migrate", name, waiting.by, work, self._note)
 
     def settle(self, settle: Callable[[], None]) -> None:
-        """Have *settle* called when a node is back that was missed for settling a migration; for a timer."""
+        """Have *settle* called when a node can be asked (again) how a migration ended; for a timer."""
         targets = {ticket.target for ticket in self._settlement.due()}
-        missed = {node for node in targets if not self._reachable(node)}
-        back, self._missed = self._missed - missed, missed
-        if back:
+        ready = self._answering() & targets if targets else set()
+        back, self._ready = ready - self._ready, ready
+        # A libvirtd that was away for a moment is not always seen to have been.
+        if back or (ready and time.monotonic() - self._tried > _TRY_AGAIN):
+            self._tried = time.monotonic()
             settle()
+
+    def _answering(self) -> set[str]:
+        """The nodes that answer, and whose libvirt does."""
+        return {node.name for node in self._nodes() if node.libvirt and node.status != "Unreachable"}
+
+    def unsettled(self, name: str) -> bool:
+        """Whether it is not known yet on which node the machine is, or it is under way."""
+        return any(ticket.name == name for ticket in self._settlement.due()) or self.arrivals.expects(name)
+
+    def coming(self) -> frozenset[str]:
+        """The machines of which it is not known yet whether they have come here."""
+        return frozenset(arguments["name"] for _, arguments in self._journal.due_of(EXPECT))
 
     def _note(self, task: Task, error: McvirtError | None) -> None:
         self._audit.record(Caller(user=task.user), task.operation, task.target, error, task.id)

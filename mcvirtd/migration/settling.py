@@ -19,6 +19,7 @@ from mcvirt.types.arrival import Whereabouts
 from mcvirt.types.migration import MigrationReport
 from mcvirtd.hypervisor.moving import JobResult, MovingVerbs
 from mcvirtd.hypervisor.states import DomainState
+from mcvirtd.migration import sockets
 from mcvirtd.migration.disks import Ask, DisksOfMachines
 from mcvirtd.migration.ticket import Ticket, nodes_at
 from mcvirtd.state.records import DiskRecord, NodeRecord, VmRecord
@@ -54,6 +55,9 @@ class Settlement:
 
     def _settle_entry(self, ticket: dict[str, Any]) -> None:
         found = Ticket.from_journal(ticket)
+        vm = self._store.get(VmRecord, found.name)
+        if vm is None or vm.node == self._node:  # so that nobody sends it here just now
+            sockets.forget(found.name)
         outcome = self.settle(found)
         words = {
             "here": f"Virtual machine '{found.name}' stays on node '{found.source}': its migration was undone.",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import subprocess
@@ -314,3 +315,92 @@ out.close()
         payload = tcp[(tcp[12] >> 4) * 4 :]
         self.seen += len(payload)
         self.data += payload
+
+
+def test_guest_that_changes_its_memory_faster_than_it_can_be_sent(cluster: ClusterNodes) -> None:
+    """It stays where it is when the deadline has passed, and goes as soon as it may stand still for longer."""
+    create(cluster, "web9", "common")
+    file = volume(cluster, "web9", 1)
+    tinyguest.install(file, 4 * 2**20, greedy=True)
+    cluster[1].mcvirt("start", "web9")
+    boots, dots = counts(file)
+    tight = ("web9", "--node", "node2", "--online", "--bandwidth", "1MiB", "--max-downtime", "1", "--deadline", "12")
+    task = go(cluster, 1, *tight)
+    # All of it has been sent, and what was changed meanwhile, again and again.
+    until(lambda: rounds(cluster, "web9") >= 6, "it is sent over and over", within=20)
+    until(lambda: cluster[1].json("task", "list")[-1]["state"] == "FAILED", "it has failed", within=40)
+    said = cluster[1].mcvirt("task", "watch", task, check=False).stderr
+    assert "within 12 s" in said and "may change its memory faster" in said and "on node 'node1' as before" in said
+    until(lambda: domains(cluster[2]) == {}, "no domain is left on node2")
+    assert domains(cluster[1]) == {"web9": "running"}
+    after = counts(file)
+    assert after[0] == boots and after[1] > dots
+    whole(file)
+    migrate(cluster, 1, "web9", "--node", "node2", "--online", "--max-downtime", "2000")
+    assert counts(file)[0] == boots and domains(cluster[1]) == {}
+    whole(file)
+    end(cluster, "web9", 2)
+
+
+def rounds(cluster: ClusterNodes, name: str) -> int:
+    """How often its memory has been gone through."""
+    found = re.search(r"Iteration:\s+([0-9]+)", cluster[1].virsh("domjobinfo", name, check=False))
+    return int(found[1]) if found is not None else 0
+
+
+def test_other_libvirtd_dies_while_it_prepares(cluster: ClusterNodes) -> None:
+    """Its QEMU is there and waits: nothing of it is left soon after libvirtd is back, at once or after a while."""
+    create(cluster, "web6", "own")
+    cluster[1].mcvirt("start", "web6")
+    counts(volume(cluster, "web6", 1))
+    for at_once in (True, False):
+        go(cluster, 1, "web6", "--node", "node2", "--online", "--copy-storage", "--bandwidth", "1MiB")
+        until(lambda: emulators(cluster[2], "web6"), "node2 prepares")
+        cluster[2].host.kill_libvirtd()
+        if not at_once:
+            until(lambda: cluster[1].json("task", "list")[-1]["state"] in ("FAILED", "STUCK"), "it has failed")
+        cluster[2].host.start_libvirtd()
+        until(lambda: at_rest(cluster), "it is settled", within=25)
+        as_before(cluster, "web6")
+        assert emulators(cluster[2], "web6") == []
+    migrate(cluster, 1, "web6", "--node", "node2", "--online", "--copy-storage")
+    end(cluster, "web6", 2)
+
+
+def at_rest(cluster: ClusterNodes) -> bool:
+    tasks = [task for node in cluster for task in node.json("task", "list")]
+    return not [task for task in tasks if task["state"] in ("RUNNING", "STUCK")]
+
+
+def emulators(node: McvirtNode, name: str) -> list[int]:
+    """The QEMU processes of that machine on the node."""
+    space = Path(f"/proc/{node.host.pid}/ns/pid").readlink()
+    found = []
+    for entry in Path("/proc").iterdir():
+        with contextlib.suppress(OSError):  # it has just ended
+            command = (entry / "cmdline").read_bytes() if entry.name.isdigit() else b""
+            if f"guest={name},".encode() in command and (entry / "ns/pid").readlink() == space:
+                found.append(int(entry.name))
+    return found
+
+
+def test_machine_that_starts_by_itself_does_when_it_is_settled(cluster: ClusterNodes) -> None:
+    """Its node died as it was sent, and is back before the other one can be asked whether it has come there."""
+    create(cluster, "web7", "own")
+    cluster[1].mcvirt("update", "web7", "--autostart-on-boot")
+    cluster[1].mcvirt("start", "web7")
+    assert counts(volume(cluster, "web7", 1))[0] == 1
+    slow(cluster, "web7")
+    cluster.cut(2)
+    cluster[1].kill_daemon()
+    cluster[1].virsh("destroy", "web7")
+    cluster[1].start_daemon()
+    until(lambda: "not started until it is settled" in cluster[1].log_tail(4000), "it is not started")
+    assert domains(cluster[1]) == {"web7": "shut off"}
+    assert "is not settled yet" in cluster[1].mcvirt("start", "web7", check=False).stderr
+    cluster.heal(2)
+    until(lambda: domains(cluster[1]) == {"web7": "running"}, "it is started", within=30)
+    until(lambda: tinyguest.progress(volume(cluster, "web7", 1)) not in (None, (1, 0)), "it counts")
+    until(lambda: counts(volume(cluster, "web7", 1))[0] == 2, "it has booted once more")
+    until(lambda: at_rest(cluster), "all is settled")
+    end(cluster, "web7", 1)

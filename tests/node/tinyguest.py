@@ -4,19 +4,22 @@ On its first serial port it prints B when it boots, then a dot about nine times 
 every character typed at it, D when it gives a device back that the host wants, and O when it switches itself off, which
 it does when its power button is pressed.
 
+A greedy one changes 384 KiB of its memory over and over while it waits for the next dot, so its processor is busy.
+
 Before each dot it writes two things, and goes on when the disk says that they are written. First a record of 4 KiB into
 a ring of 64, from LBA 64 on: its number (which goes on from boot to boot) as often as fits, so that what is lost, torn
 or in a wrong place shows. Then LBA 1: "TINY", how often it has booted (counted on the disk), the dots of this boot, and
 the number of the last record; all little-endian, of 32 bits. `written` looks at both.
 
 It needs machine type pc (the ports are PIIX4's) and a disk of 1 MiB or more that SeaBIOS boots from. Its source, for
-`as --32` and `ld -m elf_i386 -Ttext 0x7c00 --oformat binary`:
+`as --32`, `objcopy -R .note.gnu.property` and `ld -m elf_i386 -Ttext 0x7c00 --oformat binary`:
 
     .code16
     .set head, 0x8000
     .set boots, 0x8004
     .set ticks, 0x8008
     .set serial, 0x800c
+    .set stain, 0x8010
     .set record, 0x9000
 _start: cli
         xorw %ax, %ax
@@ -71,7 +74,10 @@ tick:   incl ticks
 4:      call say
         movl 0x46c, %ebx        # the BIOS counts 18.2 a second here
         addl $2, %ebx
-wait:   hlt
+wait:   cmpb $0, greedy
+        jne dirty
+        hlt
+back:
         movw $0x3fd, %dx        # has anybody typed?
         inb %dx, %al
         testb $1, %al
@@ -101,6 +107,19 @@ off:    movb $'O', %al
         outw %ax, %dx
 4:      hlt
         jmp 4b
+dirty:  movw $0x2000, %dx       # every page between 128 and 512 KiB is another now
+1:      movw %dx, %es
+        xorw %di, %di
+        movw $0x4000, %cx
+        incl stain
+        movl stain, %eax
+        rep stosl
+        addw $0x1000, %dx
+        cmpw $0x8000, %dx
+        jb 1b
+        xorw %ax, %ax
+        movw %ax, %es
+        jmp back
 say:    movw $0x3f8, %dx
         outb %al, %dx
         ret
@@ -116,6 +135,7 @@ second: .byte 16, 0
         .word 8, record, 0
 where:  .quad 0
 drive:  .byte 0
+greedy: .byte 0
 """
 
 from __future__ import annotations
@@ -125,12 +145,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 _CODE = bytes.fromhex(
-    "fa31c08ed88ec08ed0bc007c88161c7dfbfcba0206b80001efb442befc7ce8d10066c706008054494e5966ff06048066"
-    "8326088000b042e8b30066ff06088066ff060c80bf009066a10c8066ab66a1048066ab6669c0930100016603060c80b9"
-    "fe0366ab6640e2fa66a10c806683e03f66c1e0036683c04066a3147db443be0c7de86e00730766ff0e0c80eb0cb443be"
-    "fc7ce85d00b02e7302b045e84f00668b1e6c046683c302f4bafd03eca8017407baf803ece83600ba04ae66ed6685c074"
-    "0aba08ae66efb044e82200ba0006edf6c401750a66391e6c0472cce95cffb04fe80a00ba0406b80020eff4ebfdbaf803"
-    "eec38a161c7db000cd13c39010000100008000000100000000000000100008000090"
+    "fa31c08ed88ec08ed0bc007c8816487dfbfcba0206b80001efb442be287de8fe0066c706008054494e5966ff060480"
+    "668326088000b042e8e00066ff06088066ff060c80bf009066a10c8066ab66a1048066ab6669c0930100016603060c"
+    "80b9fe0366ab6640e2fa66a10c806683e03f66c1e0036683c04066a3407db443be387de89b00730766ff0e0c80eb0c"
+    "b443be287de88a00b02e7302b045e87c00668b1e6c046683c302803e497d007546f4bafd03eca8017407baf803ece8"
+    "5c00ba04ae66ed6685c0740aba08ae66efb044e84800ba0006edf6c401750a66391e6c0472c5e955ffb04fe83000ba"
+    "0406b80020eff4ebfdba00208ec231ffb9004066ff06108066a1108066f3ab81c2001081fa008072e331c08ec0eb95"
+    "baf803eec38a16487db000cd13c3100001000080000001000000000000001000080000900000000000000000000000"
+    "00"
 )
 SECTOR = _CODE.ljust(510, b"\0") + b"\x55\xaa"
 RECORDS = 64
@@ -140,10 +162,11 @@ LENGTH = _FIRST_RECORD + RECORDS * RECORD_SIZE
 """So many bytes from the beginning of its disk are all that it reads and writes."""
 
 
-def install(disk: Path, size: int = 1024 * 1024) -> None:
+def install(disk: Path, size: int = 1024 * 1024, *, greedy: bool = False) -> None:
     """Make *disk* a raw image of *size* bytes that boots this guest."""
+    code = _CODE[:-1] + bytes([greedy])  # the last byte says it
     with disk.open("wb") as image:
-        image.write(SECTOR)
+        image.write(code.ljust(510, b"\0") + SECTOR[510:])
         image.truncate(size)
 
 

@@ -220,3 +220,26 @@ def test_what_becoming_sure_takes_from_this_node_is_not_started(machines: Machin
     machines.autostart.stop()
     assert sorted(machines.started) == ["boot", "poll"]
     assert machines.autostart.warnings() == ()
+
+
+def test_what_is_not_settled_is_started_once_it_is(machines: Machines) -> None:
+    """Of those that may be on another node, and of those that may have come to this one."""
+    unsettled = {"boot", "new", "gone"}
+    machines.autostart = Autostart(
+        store=machines.store,
+        vms=machines.vms,
+        start=machines.start,
+        libvirt_ready=machines.ready,
+        unsettled=lambda name: name in unsettled,
+        coming=lambda: frozenset({"new"}),
+    )
+    machines.stopped = {**ALL, "gone": AutoStart.ON_BOOT}
+    machines.autostart.start()
+    machines.wait(lambda: machines.started == ["poll"])
+    with machines.changed:
+        del machines.stopped["gone"]  # it is on the other node
+        machines.stopped["new"] = AutoStart.ON_BOOT
+    unsettled.clear()
+    machines.wait(lambda: len(machines.started) == 3)
+    machines.autostart.stop()
+    assert machines.started == ["poll", "boot", "new"]
