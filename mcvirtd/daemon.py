@@ -176,7 +176,7 @@ class Daemon:
             state_directory=settings.paths.state,
             run_directory=settings.paths.run,
             backends=backends,
-            used_paths=hypervisor.list_block_paths,
+            hypervisor=hypervisor,
         )
         self._disks = Disks(
             store=store,
@@ -208,7 +208,7 @@ class Daemon:
             bridge_problem=lambda interface: " ".join(self._bridge_faults(interface)),
             bridges_at=self._bridges.at,
             nodes=self._reach,
-            held=self._drbd.disks.held,
+            held=self._drbd.held,
         )
         self._moves = Moves(
             self._machines.ground,
@@ -226,6 +226,7 @@ class Daemon:
             door=self._run_for_peer,
             rows=self._machines.service.list,
             nodes=presence.nodes.list,
+            drbd=self._drbd,
         )
         places = locations_by_node(backends, node, presence.peers)
         self._storage = StorageService(

@@ -59,6 +59,32 @@ class ArrivalApi:
         raise NotImplementedError
 
     @remote(needs=Access.PEER, reads=True)
+    def open_disks(self, name: str) -> None:
+        """Let both sides of an expected machine's replicated disks be Primary, for seconds; `keep_disks` adds more.
+
+        When nobody calls that any more, this node takes it back by itself.
+        """
+        raise NotImplementedError
+
+    @remote(needs=Access.PEER, reads=True)
+    def use_disks(self, name: str) -> None:
+        """Make this node Primary for them, too."""
+        raise NotImplementedError
+
+    @remote(needs=Access.PEER, reads=True)
+    def keep_disks(self, name: str) -> None:
+        """It is still needed that both sides may be Primary; Conflict if it was taken back."""
+        raise NotImplementedError
+
+    @remote(needs=Access.PEER, reads=True)
+    def rejoin_disk(self, name: str, disk: str) -> None:
+        """Have this side of a disk of a machine of the asking node's join the other one, where they are alone.
+
+        Nothing is done where anything was written here that the other side has not.
+        """
+        raise NotImplementedError
+
+    @remote(needs=Access.PEER, reads=True)
     def carry(self, name: str, channel: str) -> None:
         """From the answer on, this connection carries the bytes of one channel of an expected machine's migration."""
         raise NotImplementedError

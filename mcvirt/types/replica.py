@@ -45,6 +45,4 @@ class LegCommand(str, Enum):
     NEW_CURRENT_UUID = "new-current-uuid"
     NEW_CURRENT_UUID_CLEAN = "new-current-uuid --clear-bitmap"
     RESIZE_CLEAN = "resize --assume-clean"
-    ALLOW_TWO_PRIMARIES = "net-options --allow-two-primaries=yes"
-    REFUSE_TWO_PRIMARIES = "net-options --allow-two-primaries=no"
     VERIFY = "verify"

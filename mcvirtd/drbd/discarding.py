@@ -37,6 +37,11 @@ class Discarding:
 
     def run(self, disk: DiskRecord, state: ResourceState, other: str) -> None:
         """Take what node *other* has; returns when both sides are equal. What was begun goes on in the kernel."""
+        self.begin(disk, state, other)
+        self._follow(disk, state, other)
+
+    def begin(self, disk: DiskRecord, state: ResourceState, other: str) -> None:
+        """Begin that; returns when the two sides have met, from when on it goes on in the kernel."""
         name = state.name
         if state.connection != "StandAlone":
             self._kernel.disconnect(name)
@@ -48,7 +53,6 @@ class Discarding:
             self._ask(other, "meet", {"disk": disk.id}, CUT_WITHIN)
             self._met(disk, name)
             tx.keep()
-        self._follow(disk, state, other)
 
     def _met(self, disk: DiskRecord, name: str) -> None:
         try:

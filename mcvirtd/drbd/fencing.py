@@ -14,6 +14,7 @@ from mcvirt.errors import CommandFailed, DeadlinePassed, McvirtError
 from mcvirtd.drbd import handler
 from mcvirtd.drbd.reader import Reader
 from mcvirtd.drbd.resources import replicas_on
+from mcvirtd.state.records import DiskRecord
 from mcvirtd.state.store import Store
 
 log = logging.getLogger(__name__)
@@ -30,16 +31,28 @@ class Other(Protocol):
 
 
 class Fencing:
-    """*outdate* marks the data of a resource here as old, *other* asks for that elsewhere."""
+    """*outdate* marks the data of a resource here as old, *other* asks for that elsewhere.
+
+    *in_use* says whether this side is Primary for a guest that runs here, and not for one that is on its way to here,
+    or from here: while both sides are Primary, only the one with the guest may have the other one give way.
+    """
 
     def __init__(
-        self, *, store: Store, node: str, reader: Reader, outdate: Callable[[str], None], other: Other
+        self,
+        *,
+        store: Store,
+        node: str,
+        reader: Reader,
+        outdate: Callable[[str], None],
+        other: Other,
+        in_use: Callable[[DiskRecord], bool] = lambda disk: True,  # noqa: ARG005
     ) -> None:
         self._store = store
         self._node = node
         self._reader = reader
         self._outdate = outdate
         self._other = other
+        self._in_use = in_use
 
     def fence(self, resource: str) -> int:
         """What the handler program is to end with, after the other side was told."""
@@ -68,7 +81,7 @@ class Fencing:
                 # The one who asks may have noticed first; the kernel refuses while it thinks that it is connected.
                 state = self._reader.wait(name, lambda now: now is None or not now.connected, CUT_WITHIN)
             if state is not None and state.role == "Primary":
-                return "primary"
+                return "primary" if self._in_use(found[0][1]) else "failed"
             self._outdate(name)
         except (CommandFailed, DeadlinePassed) as error:
             log.warning("DRBD resource %s can't be outdated: %s", name, error)

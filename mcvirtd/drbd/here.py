@@ -51,7 +51,10 @@ class Verbs(Protocol):
 
 
 class DrbdHere:
-    """*reader* and *spool* are for everyone. *told* hears all states whenever one has changed, and whether at once."""
+    """*reader* and *spool* are for everyone. *told* hears all states whenever one has changed, and whether at once.
+
+    *in_use*: see Fencing.
+    """
 
     def __init__(
         self,
@@ -64,6 +67,7 @@ class DrbdHere:
         other: Other,
         told: Callable[[Mapping[str, ResourceState], bool], None] = lambda states, at_once: None,  # noqa: ARG005
         verbs: Verbs | None = None,
+        in_use: Callable[[DiskRecord], bool] = lambda disk: True,  # noqa: ARG005
     ) -> None:
         self._store = store
         self._node = node
@@ -74,7 +78,9 @@ class DrbdHere:
         self.common = common_of(prefix, self.spool.directory, socket)
         source: Source = self.verbs.events
         self.reader = Reader(source, split=self.spool.splits)
-        self._fencing = Fencing(store=store, node=node, reader=self.reader, outdate=self.verbs.outdate, other=other)
+        self._fencing = Fencing(
+            store=store, node=node, reader=self.reader, outdate=self.verbs.outdate, other=other, in_use=in_use
+        )
         self._doorbell = Doorbell(socket, self._answer)
         self._lock = threading.Lock()
         self._begun = False

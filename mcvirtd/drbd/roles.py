@@ -85,14 +85,30 @@ class Roles:
 
     def check_both(self, record: DiskRecord) -> None:
         """Raise Conflict unless both sides are connected, equal and at rest."""
-        state = self._states.state(resource_name(record.id))
-        problem = self.problem(record)
-        if not problem and (state is None or not state.both_good):
-            problem = f"its two sides are not connected and up to date: {describe(state)}"
-        if not problem and state is not None and (state.checking or state.copying):
-            problem = "its two sides are being compared or made equal. Wait until that is over."
-        if problem:
+        if problem := self.unequal(record):
             raise Conflict(text=f"Hard drive {record.id} can't be changed: {problem}")
+
+    def unequal(self, record: DiskRecord) -> str:
+        """Why its two sides are not connected, equal and at rest, in a sentence; '' if they are."""
+        state = self._states.state(resource_name(record.id))
+        if problem := self.problem(record):
+            return problem
+        if state is None or not state.both_good:
+            return f"its two sides are not connected and up to date: {describe(state)}"
+        if state.checking or state.copying:
+            return "its two sides are being compared or made equal. Wait until that is over."
+        return ""
+
+    def not_ready(self, record: DiskRecord) -> str:
+        """Why this side can't take over a guest that has the disk on the other node, in a sentence; '' if it can."""
+        if self._node not in record.nodes:
+            return f"it is on the nodes {' and '.join(record.nodes)} only."
+        if not self._states.wait_alive(ALIVE_WITHIN):
+            return "DRBD's events can't be read on this node; the log of mcvirtd says why."
+        state = self._states.state(resource_name(record.id))
+        if state is None or not state.both_good or state.checking or state.copying:
+            return f"its two sides are not connected, up to date and at rest: {describe(state)}"
+        return ""
 
     # --- acts ---------------------------------------------------------------------------------------------------------
 

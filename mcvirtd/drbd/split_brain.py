@@ -39,7 +39,7 @@ WRITTEN_WITHIN = 5.0
 
 
 class SplitBrain(SplitBrainApi):
-    """See the contract. *info* is what is known of both sides of a hard drive."""
+    """See the contract. *info* is what is known of both sides of a hard drive; *discarding* is for others, too."""
 
     def __init__(
         self,
@@ -65,7 +65,7 @@ class SplitBrain(SplitBrainApi):
         self._info = info
         self._errands = errands
         self._ask = ask
-        self._discarding = Discarding(journal=journal, kernel=kernel, reader=reader, ask=ask)
+        self.discarding = Discarding(journal=journal, kernel=kernel, reader=reader, ask=ask)
         journal.register(DROP, self._drop_aside)
         journal.register(DROP_THERE, self._drop_there)
         journal.register(NOTE_DONE, self._note_done)
@@ -158,7 +158,7 @@ class SplitBrain(SplitBrainApi):
                 with tx.commit() as change:
                     change.put(kept)
             due = self._journal.add(0, "redo", NOTE_DONE, {"disk": disk})
-            self._discarding.run(record, state, other)
+            self.discarding.run(record, state, other)
             with self._store.change() as change:
                 change.edit(SplitUndoRecord, disk, done=True)
                 change.execute("DELETE FROM journal WHERE seq = ?", (due,))

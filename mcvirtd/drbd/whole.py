@@ -3,32 +3,39 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import msgspec
 
+from mcvirt.errors import McvirtError
 from mcvirt.types.vm import StorageType
 from mcvirtd.auth.caller import current_caller
 from mcvirtd.cluster.errands import Errands
 from mcvirtd.cluster.peers import Peers
 from mcvirtd.cluster.presence import Presence
+from mcvirtd.drbd import windows
 from mcvirtd.drbd.asides import Asides
+from mcvirtd.drbd.config import resource_name
 from mcvirtd.drbd.disks import ReplicatedDisks
 from mcvirtd.drbd.enabling import Enabling, on_each
 from mcvirtd.drbd.fencing import Fenced
 from mcvirtd.drbd.here import DrbdHere
 from mcvirtd.drbd.local_legs import LocalLegs
 from mcvirtd.drbd.peer_legs import DrbdPeerService, legs_by_node
+from mcvirtd.drbd.rejoining import Rejoining
 from mcvirtd.drbd.roles import Roles
 from mcvirtd.drbd.service import DrbdService
 from mcvirtd.drbd.soundness import Soundness
 from mcvirtd.drbd.split_brain import SplitBrain
 from mcvirtd.drbd.split_sides import SplitPeer
 from mcvirtd.drbd.view import ReplicaView
+from mcvirtd.drbd.windows import Windows
 from mcvirtd.host import drbd as host_drbd
+from mcvirtd.hypervisor.moving import MovingVerbs
+from mcvirtd.state.records import DiskRecord, VmRecord
 from mcvirtd.state.store import Store
 from mcvirtd.storage.backends import Nodes
-from mcvirtd.storage.kind import UsedPaths
 from mcvirtd.tasks.locks import Locks
 from mcvirtd.tasks.transaction import Journal
 
@@ -36,6 +43,7 @@ from mcvirtd.tasks.transaction import Journal
 class Drbd:
     """*service* answers the contract DrbdApi; *here* is this node, *view* what is known of both sides of a drive.
 
+    *windows* are the times in which both sides of one may be Primary, and *rejoining* is for what came of that.
     *disks* makes and deletes replicated hard drives, *legs* are their sides on each node, *peer_service* answers
     for those on this one, and *roles* says who may write.
     *soundness* sees to it that both sides are equal, *split_brain* to those that have gone different ways; what another
@@ -53,8 +61,11 @@ class Drbd:
         state_directory: Path,
         run_directory: Path,
         backends: Nodes,
-        used_paths: UsedPaths,
+        hypervisor: MovingVerbs,
     ) -> None:
+        self._store = store
+        self._hypervisor = hypervisor
+        self.windows = Windows(state_directory / "drbd" / windows.DIRECTORY, host_drbd)
         self.here = DrbdHere(
             store=store,
             node=node,
@@ -63,6 +74,7 @@ class Drbd:
             prefix=Path(sys.prefix),
             other=OutdatedElsewhere(presence.peers),
             told=lambda states, at_once: presence.live.note_resources(states, at_once=at_once),
+            in_use=self._in_use,
         )
         self.view = ReplicaView(store=store, node=node, here=self.here.reader.all, live=presence.live.of)
         enabling = Enabling(store=store, journal=journal, on=on_each(self.here, node, presence.peers.call))
@@ -85,7 +97,7 @@ class Drbd:
             legs=self.legs,
             states=self.here.reader,
             roles=self.roles,
-            used_paths=used_paths,
+            used_paths=hypervisor.list_block_paths,
         )
 
         self.soundness = Soundness(
@@ -115,6 +127,23 @@ class Drbd:
             ),
         )
         self.split_peer = SplitPeer(store=store, node=node, kernel=host_drbd, reader=reader, asides=asides)
+        self.rejoining = Rejoining(
+            node=node, kernel=host_drbd, states=reader, discarding=self.split_brain.discarding
+        )
+
+    def held(self) -> Sequence[str]:
+        """The hard drives that this node is Primary for, and not because their guest is just coming or going."""
+        return [disk for disk in self.disks.held() if not self.windows.is_open(resource_name(disk))]
+
+    def _in_use(self, disk: DiskRecord) -> bool:
+        if not self.windows.is_open(resource_name(disk.id)):
+            return True
+        vm = self._store.get(VmRecord, disk.vm) if disk.vm else None
+        try:
+            state = self._hypervisor.look(vm.uuid) if vm is not None else None
+        except McvirtError:
+            return True
+        return state is not None and state.running
 
     def storage_types(self) -> tuple[StorageType, ...]:
         """How hard drives can be kept now."""

@@ -16,6 +16,7 @@ from mcvirt.api.migration import ArrivalApi
 from mcvirt.errors import BadArgument, Conflict, McvirtError, Refused, VmNotFound
 from mcvirt.types.arrival import Place, Traveller, Whereabouts
 from mcvirt.types.migration import MigrationCheck
+from mcvirt.types.vm import StorageType
 from mcvirt.units import format_size
 from mcvirtd.auth.caller import current_caller
 from mcvirtd.host.facts import Memory
@@ -23,6 +24,7 @@ from mcvirtd.hypervisor.moving import MovingVerbs
 from mcvirtd.hypervisor.states import DomainState
 from mcvirtd.migration import carrying, sockets
 from mcvirtd.migration.expectations import Expectations, awaited
+from mcvirtd.migration.replicas import ArrivingReplicas
 from mcvirtd.migration.sockets import CHANNELS
 from mcvirtd.migration.ticket import Ticket, disks_in
 from mcvirtd.migration.volumes import Copies, here
@@ -65,6 +67,7 @@ class Arrivals(ArrivalApi):
         accelerator: AcceleratorOfNode,
         memory: Callable[[], Memory],
         carry_on: Callable[[Callable[[ssl.SSLSocket], None]], None],
+        replicas: ArrivingReplicas,
     ) -> None:
         self._ground = ground
         self._store = ground.store
@@ -82,6 +85,7 @@ class Arrivals(ArrivalApi):
         self._accelerator = accelerator
         self._memory = memory
         self._carry_on = carry_on
+        self._replicas = replicas
         self._lock = threading.Lock()
         self._expected: dict[str, Expected] = {}
         self._carried: dict[str, set[ssl.SSLSocket]] = {}
@@ -174,7 +178,8 @@ class Arrivals(ArrivalApi):
                         text=f"Hard drive {disk.id} is on {backend}, which node '{self._node}' does not have."
                     )
                 else:
-                    problem = self._disks.available(disk)
+                    drbd = disk.storage_type is StorageType.DRBD
+                    problem = self._replicas.problem(disk) if drbd else self._disks.available(disk)
                     if problem:
                         raise Conflict(text=f"Hard drive {disk.id} can't be used on node '{self._node}': {problem}")
                     paths[disk.id] = self._disks.source(here(disk, self._node)).path
@@ -212,6 +217,32 @@ class Arrivals(ArrivalApi):
         # What is due of it must be as long as the machine is expected.
         self._hold_back(name)
         self._copies.make(self._copies.find(disk))
+
+    def open_disks(self, name: str) -> None:
+        self._require_expected(name)
+        self._replicas.open(self._coming(name).disks)
+
+    def use_disks(self, name: str) -> None:
+        self._require_expected(name)
+        self._replicas.use(self._coming(name).disks)
+
+    def keep_disks(self, name: str) -> None:
+        self._require_expected(name)
+        self._replicas.keep(self._coming(name).disks)
+
+    def rejoin_disk(self, name: str, disk: str) -> None:
+        with self._locks.hold(f"vm:{name}"):
+            found = next((each for each in self._coming(name).disks if each.id == disk), None)
+            if found is None or self._domains.is_active(self._machine(name).vm):
+                raise Conflict(text=f"Hard drive {names.printable(disk)} can't give way on node '{self._node}'.")
+            self._replicas.rejoin(found)
+
+    def _coming(self, name: str) -> Machine:
+        """The machine, which is the asking node's still."""
+        machine = self._machine(name)
+        if machine.vm.node != current_caller().peer:
+            raise Conflict(text=f"Virtual machine '{name}' is registered on node '{machine.vm.node}'.")
+        return machine
 
     def _hold_back(self, name: str) -> None:
         before = self._expected[name]
@@ -269,6 +300,7 @@ class Arrivals(ArrivalApi):
             for disk in machine.disks:
                 self._copies.forget(disk.id)
             self._forget(name)
+            self._replicas.settle_in(machine.disks)
             self._domains.define(machine)
             state = self._hypervisor.look(machine.vm.uuid)
             if state is not None and state.active and not state.running and state.reason == "migrating":
@@ -289,6 +321,8 @@ class Arrivals(ArrivalApi):
             if state is not None and state.active:
                 self._hypervisor.destroy(uuid)
             self._hypervisor.undefine(uuid)
+            if vm is not None and vm.uuid == uuid:
+                self._replicas.give_up(self._machine(name).disks)
             for disk in () if vm is None else disks_in(self._machine(name), traveller.copied):
                 self._copies.drop(disk.id, disk.backend, disk.volume)
                 self._copies.forget(disk.id)

@@ -26,13 +26,7 @@ class MigrationDisks(Protocol):
     """The disks of one kind of a machine that is migrated. All is called on the node that has it, in this order.
 
     Each act may be repeated, also by the next process, and for what was never begun: after a death, `switch` and
-    `finish` follow where the guest turns out to be on the other node, and `abandon` where it is here.
-
-    Replicated disks (DRBD) are a third implementation, to come. `check`: both sides UpToDate and Connected, no
-    verification that failed, the target one of the two nodes. `prepare`, online: allow two primaries on both nodes,
-    with a timer on each that takes it back, and make the target Primary; offline: nothing. `switch`: this node
-    Secondary (offline: then the target Primary), two primaries no longer allowed. `finish`: nothing is left to do.
-    `abandon`: the target Secondary, two primaries no longer allowed on either node.
+    `finish` follow where the guest turns out to be on the other node, `abandon` and `mend` where it is here.
     """
 
     def check(self, disks: Sequence[DiskRecord], ticket: Ticket) -> Sequence[str]:
@@ -41,6 +35,9 @@ class MigrationDisks(Protocol):
     def prepare(self, disks: Sequence[DiskRecord], ticket: Ticket) -> None:
         """Make the disks ready for the guest's coming on the other node."""
 
+    def broken(self, disks: Sequence[DiskRecord]) -> str:
+        """Why the guest must not go there any more, in a sentence; '' while it may. It is asked again and again."""
+
     def switch(self, disks: Sequence[DiskRecord], ticket: Ticket) -> None:
         """The guest has left this node (or was off), and the records do not say so yet."""
 
@@ -48,7 +45,10 @@ class MigrationDisks(Protocol):
         """The records say that the machine is on the other node: nothing of the disks is needed here."""
 
     def abandon(self, disks: Sequence[DiskRecord], ticket: Ticket) -> None:
-        """The machine stays here. What the other node has made of its own, it drops when it is told of that."""
+        """The machine stays here. What the other node has made of its own, it was told to drop before."""
+
+    def mend(self, disks: Sequence[DiskRecord], ticket: Ticket) -> None:
+        """The machine has stayed here, and its guest goes on: what can be made good without haste."""
 
 
 class SharedDisks:
@@ -60,6 +60,9 @@ class SharedDisks:
     def prepare(self, disks: Sequence[DiskRecord], ticket: Ticket) -> None:
         """Nothing: they are there."""
 
+    def broken(self, disks: Sequence[DiskRecord]) -> str:  # noqa: ARG002
+        return ""
+
     def switch(self, disks: Sequence[DiskRecord], ticket: Ticket) -> None:
         """Nothing: both nodes may have them open."""
 
@@ -68,6 +71,9 @@ class SharedDisks:
 
     def abandon(self, disks: Sequence[DiskRecord], ticket: Ticket) -> None:
         """Nothing was begun."""
+
+    def mend(self, disks: Sequence[DiskRecord], ticket: Ticket) -> None:
+        """Nothing was changed."""
 
 
 class CopiedDisks:
@@ -94,6 +100,9 @@ class CopiedDisks:
                 within = MAKE_WITHIN + disk.size / _SLOWEST
                 self._ask(ticket.target, "make_volume", within=within, name=ticket.name, disk=disk.id)
 
+    def broken(self, disks: Sequence[DiskRecord]) -> str:  # noqa: ARG002
+        return ""
+
     def switch(self, disks: Sequence[DiskRecord], ticket: Ticket) -> None:
         """Nothing: they have been copied to the last byte."""
 
@@ -104,27 +113,18 @@ class CopiedDisks:
     def abandon(self, disks: Sequence[DiskRecord], ticket: Ticket) -> None:
         """Nothing was changed here."""
 
-
-class NotYet:
-    """Disks of a kind that can't be migrated."""
-
-    def check(self, disks: Sequence[DiskRecord], ticket: Ticket) -> Sequence[str]:  # noqa: ARG002
-        return (f"{', '.join(disk.id for disk in disks)} can't be migrated: replicated hard drives can't be yet.",)
-
-    def prepare(self, disks: Sequence[DiskRecord], ticket: Ticket) -> None:
-        """Is not come to."""
-
-    switch = finish = abandon = prepare
+    def mend(self, disks: Sequence[DiskRecord], ticket: Ticket) -> None:
+        """Nothing was changed here."""
 
 
 class DisksOfMachines:
     """All the disks of a machine, each by its kind."""
 
-    def __init__(self, store: Store, local: CopiedDisks, replicated: MigrationDisks | None) -> None:
+    def __init__(self, store: Store, local: CopiedDisks, replicated: MigrationDisks) -> None:
         self._store = store
         self._copied = local
         self._shared = SharedDisks()
-        self._replicated: MigrationDisks = replicated or NotYet()
+        self._replicated = replicated
 
     def by_kind(self, machine: Machine) -> Sequence[tuple[MigrationDisks, Sequence[DiskRecord]]]:
         """The kinds that the machine has disks of."""
@@ -146,7 +146,11 @@ class DisksOfMachines:
         return disk.storage_type is StorageType.LOCAL and (backend is None or not backend.shared)
 
     def each(self, act: str, machine: Machine, ticket: Ticket) -> None:
-        """Do `prepare`, `switch`, `finish` or `abandon` for all of them."""
+        """Do `prepare`, `switch`, `finish`, `abandon` or `mend` for all of them."""
         for kind, disks in self.by_kind(machine):
             do: Any = getattr(kind, act)
             do(disks, ticket)
+
+    def broken(self, machine: Machine) -> str:
+        """Why the guest must not go to the other node any more, in a sentence; '' while it may."""
+        return next((why for kind, disks in self.by_kind(machine) if (why := kind.broken(disks))), "")

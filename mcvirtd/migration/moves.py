@@ -18,13 +18,16 @@ from mcvirtd.auth.rights import Rights
 from mcvirtd.cluster.errands import Errands
 from mcvirtd.cluster.forwarding import Door
 from mcvirtd.cluster.peers import Peers
+from mcvirtd.drbd.whole import Drbd
 from mcvirtd.host import facts
 from mcvirtd.hypervisor.moving import MovingVerbs
 from mcvirtd.migration.arrivals import Arrivals
-from mcvirtd.migration.disks import CopiedDisks, DisksOfMachines, MigrationDisks
+from mcvirtd.migration.disks import CopiedDisks, DisksOfMachines
 from mcvirtd.migration.draining import Draining
 from mcvirtd.migration.expectations import EXPECT, Expectations
 from mcvirtd.migration.planning import MigrationPlanner
+from mcvirtd.migration.replicas import ArrivingReplicas
+from mcvirtd.migration.replicated import ReplicatedDisks
 from mcvirtd.migration.service import MigrationService
 from mcvirtd.migration.settling import Settlement
 from mcvirtd.migration.volumes import Copies
@@ -45,8 +48,8 @@ class Moves:
     """*service*, *arrivals* and *draining* answer the contracts MigrationApi, ArrivalApi and DrainApi.
 
     *uri* is where libvirt is; *carry_on* has the connection of the call that is being answered carried, *stopping* says
-    whether mcvirtd is about to end. *replicated* is how DRBD disks go, where there are any. *door* does an operation as
-    a user's call, *rows* and *nodes* are all machines and nodes as they are now.
+    whether mcvirtd is about to end. *door* does an operation as a user's call, *rows* and *nodes* are all machines and
+    nodes as they are now. *drbd* is this node's.
     """
 
     def __init__(
@@ -67,7 +70,7 @@ class Moves:
         door: Door,
         rows: Callable[[], Sequence[VmRow]],
         nodes: Callable[[], Sequence[NodeInfo]],
-        replicated: MigrationDisks | None = None,
+        drbd: Drbd,
     ) -> None:
         def ask(node: str, operation: str, within: float = _ASK_WITHIN, **arguments: Any) -> msgspec.Raw:
             return peers.call(node, "arrival", operation, arguments, within)
@@ -76,6 +79,14 @@ class Moves:
             return peers.status(node).reachable
 
         copies = Copies(ground, backends)
+        replicated = ReplicatedDisks(
+            store=ground.store,
+            states=drbd.here.reader,
+            roles=drbd.roles,
+            windows=drbd.windows,
+            rejoining=drbd.rejoining,
+            ask=ask,
+        )
         disks = DisksOfMachines(ground.store, CopiedDisks(ask, copies), replicated)
         settlement = Settlement(ground, hypervisor, disks, ask)
         planner = MigrationPlanner(
@@ -99,6 +110,13 @@ class Moves:
             accelerator=accelerator,
             memory=facts.memory,
             carry_on=carry_on,
+            replicas=ArrivingReplicas(
+                legs=drbd.legs(ground.node),
+                states=drbd.here.reader,
+                roles=drbd.roles,
+                windows=drbd.windows,
+                rejoining=drbd.rejoining,
+            ),
         )
         self._settlement = settlement
         self._journal = ground.journal

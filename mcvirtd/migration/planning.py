@@ -22,7 +22,7 @@ from mcvirt.errors import (
 )
 from mcvirt.types.arrival import Place
 from mcvirt.types.migration import Migration, MigrationCheck, MigrationPlan
-from mcvirt.types.vm import PowerState
+from mcvirt.types.vm import PowerState, StorageType
 from mcvirtd.hypervisor.moving import Journey, MovingVerbs
 from mcvirtd.hypervisor.xml.travel import moved, running
 from mcvirtd.migration.disks import Ask, DisksOfMachines
@@ -236,7 +236,10 @@ def _steps(machine: Machine, ticket: Ticket, wanted: Migration) -> Sequence[str]
     if wanted.wait_for_shutdown:
         steps.append(f"Wait until the guest of {name} has shut down")
     steps += [f"Make a volume for {disk} on node {target}" for disk in ticket.copied]
+    replicated = [disk.id for disk in machine.disks if disk.storage_type is StorageType.DRBD]
     if wanted.online:
+        if replicated:
+            steps.append(f"Let both nodes use {', '.join(replicated)} as long as that takes")
         what = "memory and disks" if ticket.copied else "memory"
         steps.append(f"Send the {what} of the running guest to node {target}")
         steps.append("Let the guest go on there, and end it here")

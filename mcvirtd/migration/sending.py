@@ -26,7 +26,8 @@ _ENDS_WITHIN = 10.0
 
 
 class Sending:
-    """One guest on its way. *reachable* says whether the other node answers now, *member* whether it is one at all."""
+    """One guest on its way. *reachable* says whether the other node answers now, *member* whether it is one at all,
+    and *broken* why the guest must not go there any more, in a sentence; '' while it may."""
 
     def __init__(
         self,
@@ -38,6 +39,7 @@ class Sending:
         reachable: Callable[[str], bool],
         member: Callable[[str], bool],
         deadline: int | None,
+        broken: Callable[[], str] = lambda: "",
     ) -> None:
         self._ticket = ticket
         self._hypervisor = hypervisor
@@ -46,6 +48,7 @@ class Sending:
         self._reachable = reachable
         self._member = member
         self._deadline = deadline
+        self._broken = broken
         self._over = threading.Event()
         self._result: JobResult | None = None
         self._failure: McvirtError | None = None
@@ -81,6 +84,8 @@ class Sending:
         if not self._reachable(target):
             self._end(NodeUnreachable(node=target, reason="it fell silent."))
             self._tunnel.cut()
+        elif why := self._broken():
+            self._end(Failed(text=why[:1].upper() + why[1:]))
         try:
             # First of all: until this is decided, libvirt waits for an answer that does not come.
             if self._tunnel.lost.is_set():

@@ -161,6 +161,7 @@ class MigrationService(MigrationApi):
                 reachable=self._reachable,
                 member=lambda node: self._store.get(NodeRecord, node) is not None,
                 deadline=how.deadline,
+                broken=lambda: self._disks.broken(prepared.machine),
             )
             return sending.run(journey, prepared.plan.size)
         finally:

@@ -184,6 +184,7 @@ class Settlement:
             self._domains.define(machine)
         if state is not None and state.active and not state.running and ticket.online and _migrating(state):
             self._hypervisor.resume(ticket.uuid)
+        self._disks.each("mend", machine, ticket)
         return "here"
 
 

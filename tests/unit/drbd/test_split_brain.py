@@ -288,7 +288,7 @@ def test_what_is_not_split_or_not_there_is_refused(world: World) -> None:
 
 def test_a_crash_while_it_copies_is_noted_when_it_is_done(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     world.split()
-    monkeypatch.setattr(world.service._discarding, "run", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+    monkeypatch.setattr(world.service.discarding, "run", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
     task = Task("split_brain.give_way", DISK, "alice", "n2")
     with working_for(task), pytest.raises(KeyboardInterrupt):
         world.service.give_way(DISK, "n2")

@@ -23,6 +23,14 @@ from mcvirtd.vm.failover import Strays
 from tests.unit.vm.world import World
 
 
+class NoReplicas:
+    """For a machine without replicated disks."""
+
+    def settle_in(self, disks: object) -> None: ...
+
+    give_up = settle_in
+
+
 class Target:
     """Node n1, to which web1 of n2's comes with the data of its disk. *says* is n2's answer to `sends`."""
 
@@ -41,6 +49,7 @@ class Target:
             accelerator=AcceleratorOfNode(lambda: ("tcg", "simulated")),
             memory=lambda: Memory(total=2**34, used=0),
             carry_on=lambda _: None,
+            replicas=NoReplicas(),  # type: ignore[arg-type]
         )
         self.strays = Strays(world.ground, sure=lambda: True, expected=self.arrivals.expects)
 
