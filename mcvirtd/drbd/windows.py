@@ -67,7 +67,7 @@ class Windows:
                 self._verbs.two_primaries(name, False)
             except CommandFailed as error:
                 log.warning("both sides of %s may be Primary for some seconds more: %s", name, error)
-                self._leases.take(name, 0.0)
+                self._leases.end(name)
             else:
                 self._leases.drop(name)
 

@@ -42,6 +42,10 @@ class Leases:
             new.write_text(f"{_boot()} {time.clock_gettime(time.CLOCK_BOOTTIME) + seconds:.3f}\n")
             new.replace(path)
 
+    def end(self, name: str) -> None:
+        """It has ended."""
+        self.take(name, -1.0)
+
     def exists(self, name: str) -> bool:
         """Whether there is one, ended or not."""
         return (self.directory / name).exists()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import msgspec
 
@@ -54,7 +54,7 @@ class Kernel:
     """The verbs of one node's DRBD, and its states: both `Verbs` and `States`.
 
     *files* are the resource files, *metadata* the resources that have some, *resources* those that are up, *open*
-    those whose device a program has open.
+    those whose device a program has open, *two_allowed* those that may be Primary on both sides.
     """
 
     def __init__(self, wires: Wires, node: str, volumes: Callable[[], SimulatedVolumes]) -> None:
@@ -65,6 +65,8 @@ class Kernel:
         self.sizes: dict[str, int] = {}  # of the data's volumes, as the kernel knows them
         self.device_sizes: dict[str, int] = {}
         self.open: set[str] = set()
+        self.two_allowed: set[str] = set()
+        self.written: dict[str, int] = {}  # bytes, without the other side
         self.calls: list[tuple[str, str]] = []
         self.alive = True
         self.running = True
@@ -140,7 +142,9 @@ class Kernel:
     def primary(self, name: str) -> None:
         def act() -> None:
             state = self._known(name)
-            if state.disk != "UpToDate" or state.peer_role == "Primary":
+            peer = self.wires._peer(self, name)
+            both = name in self.two_allowed and peer is not None and name in peer.two_allowed
+            if state.disk != "UpToDate" or (state.peer_role == "Primary" and not both):
                 raise CommandFailed(program="drbdadm", status=17, output="State change failed")
             self.put(name, role="Primary")
 
@@ -203,7 +207,24 @@ class Kernel:
         self._do("verify", name, lambda: None)
 
     def two_primaries(self, name: str, allow: bool) -> None:
-        self._do(f"two_primaries {allow}", name, lambda: None)
+        def act() -> None:
+            state = self._known(name)
+            if allow:
+                self.two_allowed.add(name)
+            elif (state.role, state.peer_role) == ("Primary", "Primary"):
+                raise CommandFailed(program="drbdadm", status=10, output="Can not clear allow_two_primaries")
+            else:
+                self.two_allowed.discard(name)
+
+        self._do(f"two_primaries {allow}", name, act)
+
+    def is_up(self, name: str) -> bool:
+        return name in self.resources
+
+    def progress(self) -> Mapping[int, Progress]:
+        return {
+            state.minor or 0: Progress(out_of_sync=self.written.get(name, 0)) for name, state in self.resources.items()
+        }
 
     def progress(self) -> dict[int, Progress]:
         return {}

@@ -99,6 +99,7 @@ class World:
         self.kernel = Kernel()
         self.answer: Fenced | McvirtError = "outdated"
         self.asked: list[tuple[str, str]] = []
+        self.moving: set[str] = set()
         self.told: list[tuple[dict[str, ResourceState], bool]] = []
         with self.store.change() as change:
             for number in (1, 2):
@@ -129,6 +130,7 @@ class World:
             other=self._other,
             told=lambda states, at_once: self.told.append((dict(states), at_once)),
             verbs=self.kernel,
+            in_use=lambda disk: disk.id not in self.moving,
         )
 
     def _other(self, node: str, disk: str, within: float) -> Fenced:
@@ -255,6 +257,8 @@ def test_a_node_outdates_its_data_only_for_the_other_one_and_never_what_is_in_us
     world.kernel.say(f"change resource name:{NAME} role:Primary")
     world.here.reader.wait(NAME, lambda state: state is not None and state.role == "Primary", SOON)
     assert world.here.outdate(DISK, "n2") == "primary"
+    world.moving.add(DISK)  # its guest comes from n2, and is not here yet
+    assert world.here.outdate(DISK, "n2") == "failed"
     assert world.kernel.done.count(f"outdate {NAME}") == 1
 
 

@@ -78,7 +78,7 @@ class Rig:
         self.asked.set()
         raise NodeUnreachable(node=node, reason="it is said to be away.")
 
-    def run(self, task: Task, deadline: int | None = None) -> McvirtError:
+    def run(self, task: Task, deadline: int | None = None, broken: str = "") -> McvirtError:
         ticket = Ticket(name="web1", uuid=UUID, source="n1", target="n2", online=True, copied=(), by="bob", begun=0)
         rig: Any = self
         made = Sending(
@@ -89,6 +89,7 @@ class Rig:
             reachable=lambda _: not self.away,
             member=self.members.__contains__,
             deadline=deadline,
+            broken=lambda: broken,
         )
         with working_for(task), pytest.raises(McvirtError) as caught:
             made.run(Journey(xml="<domain/>"), 1)
@@ -166,3 +167,9 @@ def test_node_that_is_removed_in_the_last_moment_has_nothing(rig: Rig, task: Tas
     assert isinstance(rig.run(task), NodeUnreachable)
     remover.join(WITHIN)
     assert rig.aborts == 0
+
+
+def test_disks_that_must_not_go_there_any_more_end_it(rig: Rig, task: Task) -> None:
+    rig.aborts_needed = 2
+    assert str(rig.run(task, broken="the two sides have lost each other.")) == "The two sides have lost each other."
+    assert rig.aborts >= 2
