@@ -22,7 +22,7 @@ SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .ONESHELL:
 .DEFAULT_GOAL := help
-.PHONY: help demo test check bench docs deps packages wheels install uninstall clean lab test-lab
+.PHONY: help demo test check bench bench-lab docs deps packages wheels install uninstall clean lab test-lab
 
 help: ## list these verbs
 	@echo "make VERB, where VERB is one of:"
@@ -50,6 +50,9 @@ check: deps ## lint, types, layering
 
 bench: deps ## measure against plain Pyro4 and libvirt; writes build/bench.json
 	@exec $(PY) -m tests.bench
+
+bench-lab: deps ## 50 migrations of a running guest on a replicated disk, and a table of their times (as root)
+	@MCVIRT_LAB_MIGRATIONS=50 exec $(PY) -m pytest -s tests/lab/test_drbd_migration.py -k back_and_forth
 
 docs: deps ## write docs/permissions.md from the contracts, and the manual pages into build/man
 	@$(PY) -m docs.permissions docs/permissions.md

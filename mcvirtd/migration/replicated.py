@@ -137,7 +137,7 @@ class ReplicatedDisks:
     def _renew_on(self, names: Sequence[str], ticket: Ticket, stop: threading.Event) -> None:
         """Renew on both nodes, or on neither: a node that is cut off from the other closes its windows by itself."""
         renewed = time.monotonic()
-        while not stop.wait(RENEW_EVERY):
+        while True:
             try:
                 self._ask(ticket.target, "keep_disks", within=LEASE, name=ticket.name)
                 if stop.is_set():
@@ -150,4 +150,6 @@ class ReplicatedDisks:
                     return
             except McvirtError as error:
                 log.info("the windows for %s are kept open no longer: %s", ticket.name, error)
+                return
+            if stop.wait(RENEW_EVERY):
                 return
