@@ -117,6 +117,13 @@ class Way:
     def allowed(self) -> list[bool]:
         return [self.name in side.kernel.two_allowed for side in (self.here, self.there)]
 
+    def die(self) -> None:
+        """Nothing of this process goes on."""
+        self.disks._stop_renewing("web1")
+        for thread in threading.enumerate():
+            if thread.name == "windows":
+                thread.join(20)
+
     def sweep(self) -> None:
         """Nobody renews anything any more, for some seconds."""
         for side in (self.here, self.there):
@@ -137,7 +144,7 @@ def way(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Way]:
     pair = Pair(tmp_path)
     made = Way(pair, tmp_path)
     yield made
-    made.disks._stop_renewing("web1")
+    made.die()
     pair.tasks.close()
     pair.store.close()
 
@@ -252,6 +259,7 @@ def test_a_node_that_is_cut_off_renews_nothing(way: Way) -> None:
     way.prepare()
     way.away = True
     until(lambda: way.here.leases.left(way.name) < module.LEASE - 0.2)
+    way.die()
     way.sweep()
     assert way.roles() == ["Primary", "Secondary"] and way.allowed() == [False, False]
 
@@ -259,7 +267,7 @@ def test_a_node_that_is_cut_off_renews_nothing(way: Way) -> None:
 def test_who_dies_leaves_it_to_the_guard_and_to_the_next_process(way: Way, tmp_path: Path) -> None:
     way.start()
     way.prepare()
-    way.disks._stop_renewing("web1")  # dead
+    way.die()
     way.sweep()
     assert way.roles() == ["Primary", "Secondary"] and way.allowed() == [False, False]
     way.arriving.give_up([way.disk])
