@@ -226,9 +226,6 @@ class Kernel:
             state.minor or 0: Progress(out_of_sync=self.written.get(name, 0)) for name, state in self.resources.items()
         }
 
-    def progress(self) -> dict[int, Progress]:
-        return {}
-
     def faults(self, address: str | None = None) -> list[str]:
         del address
         return ["drbd-utils is not installed."]
