@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import contextvars
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 
 import msgspec
 
@@ -59,14 +59,46 @@ class Draining(DrainApi):
 
     def drain(self, node: str, how: Drain) -> DrainReport:  # noqa: ARG002
         self._check_words(how)
-        with self._locks.hold(f"node:{self._node}", within=0):
-            plan = self._planner.plan(how)
-            self._require(plan, how)
-            with self._journal.transaction() as tx:
-                tx.undo(TELL, back=how.back)
-                failures = self._carry_out(plan, how)
-                tx.keep()
-        return self._report(plan, failures)
+        with self._locks.hold(f"node:{self._node}", within=0), self._journal.transaction() as tx:
+            tx.undo(TELL, back=how.back)
+            # Before the look at other nodes: two that are emptied at the same time must not choose each other.
+            with self._marked(how):
+                plan = self._planner.plan(how)
+                self._require(plan, how)
+                report = self._report(plan, self._carry_out(plan, how))
+            tx.keep()
+            return report
+
+    @contextmanager
+    def _marked(self, how: Drain) -> Iterator[None]:
+        """In the block, and if anything comes of it afterwards, too, nothing is to come to this node by itself."""
+        new = self._store.get(DrainRecord, self._node) is None
+        if new:
+            with self._store.change() as change:
+                change.put(change.get(DrainRecord, self._node) or DrainRecord(node=self._node))
+        try:
+            yield
+        except McvirtError:
+            if new and not how.back:
+                try:
+                    with current_task().shielded():
+                        self._unmark(failed=True)
+                except McvirtError as error:  # what is told is why nothing came of it
+                    log.warning("node %s stays marked as emptied: %s", self._node, error)
+            raise
+        if how.back:
+            self._unmark(failed=False)
+
+    def _unmark(self, *, failed: bool) -> None:
+        """Nothing is to be brought back, and what was moved is, or nothing was."""
+        record = self._store.get(DrainRecord, self._node)
+        here = any(vm.node == self._node for vm in self._store.all(VmRecord).values())
+        if record is None or record.machines or (failed and not here):
+            return
+        with self._store.change() as change:
+            record = change.get(DrainRecord, self._node)
+            if record is not None and not record.machines:
+                change.delete(DrainRecord, self._node)
 
     def warnings(self) -> tuple[str, ...]:
         """What operators should remember of this node."""
@@ -188,13 +220,11 @@ class Draining(DrainApi):
             raise TaskCancelled(by=after if names else by, moved=names)
         left = {each.name: each.reason for each in plan.staying}
         left |= {name: str(error) for name, error in failures.items()}
+        if not plan.back:
+            here = (vm.name for vm in self._store.all(VmRecord).values() if vm.node == self._node)
+            left |= {name: "it has come here meanwhile." for name in here if name not in left}
         if left:
             raise Failed(text=self._sentence(plan, moved, left), left=left, moved=[move.name for move in moved])
-        if plan.back:
-            with self._store.change() as change:
-                record = change.get(DrainRecord, self._node)
-                if record is not None and not record.machines:
-                    change.delete(DrainRecord, self._node)
         record = self._store.get(DrainRecord, self._node)
         remembered = () if record is None else tuple(sorted(each.name for each in record.machines))
         return DrainReport(node=self._node, back=plan.back, moved=moved, remembered=remembered)

@@ -270,6 +270,43 @@ def test_after_a_death_it_is_said_what_is_left(cluster: Cluster) -> None:
     assert task.verdict[0] == "Left to be moved: a, b. `mcvirt node drain n1` goes on."
 
 
+def test_two_that_are_emptied_at_the_same_time_do_not_choose_each_other(cluster: Cluster) -> None:
+    cluster.vm("a")
+    seen = []
+    plan = cluster.draining._planner.plan
+    cluster.draining._planner.plan = lambda how: (seen.append(cluster.remembered()), plan(how))[1]  # type: ignore[method-assign]
+    cluster.draining.drain("n1", Drain())
+    assert seen == [set()]
+
+
+@pytest.mark.parametrize("fails", ["refused", "failed", "cancelled"])
+def test_node_of_which_nothing_was_moved_is_as_before(cluster: Cluster, fails: str) -> None:
+    cluster.vm("a", nodes=("n1",) if fails == "refused" else NODES)
+    cluster.fails["a"] = VmLocked(name="a")
+    task = Task("drain.drain", "n1", "bob", "n1")
+    if fails == "cancelled":
+        cluster.fails["a"] = TaskCancelled(by="")
+        cluster.meanwhile = lambda name: task.cancel("bob")
+    with working_for(task), pytest.raises(McvirtError):
+        cluster.draining.drain("n1", Drain())
+    assert cluster.remembered() is None and cluster.draining.warnings() == ()
+
+
+def test_node_without_machines_counts_as_emptied(cluster: Cluster) -> None:
+    assert cluster.draining.drain("n1", Drain()).moved == ()
+    assert cluster.remembered() == set()
+    cluster.draining.drain("n1", Drain(back=True))
+    assert cluster.remembered() is None
+
+
+def test_what_has_come_meanwhile_is_told(cluster: Cluster) -> None:
+    cluster.vm("a")
+    cluster.meanwhile = lambda name: cluster.vm("new")
+    with pytest.raises(Failed, match=r"1 of 2 .* new: it has come here meanwhile"):
+        cluster.draining.drain("n1", Drain())
+    assert cluster.remembered() == {"a"}
+
+
 def test_bad_words(cluster: Cluster) -> None:
     for bad in (Drain(at_once=0), Drain(at_once=9), Drain(bandwidth=0), Drain(deadline=-1)):
         with pytest.raises(BadArgument):
