@@ -6,6 +6,7 @@ import os
 import re
 import socket
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -21,11 +22,16 @@ from mcvirtd.host.run import installed, run, stream
 WITHIN = 60.0
 """A command waits for the other side for some seconds at most; more means that a disk or the kernel hangs."""
 
+TRANSIENT_WITHIN = 20.0
+"""How long the kernel may ask to be asked again, since a connection is changing just now."""
+_AGAIN_AFTER = 0.2
+
 LEAST_KERNEL = (8, 4, 0)
 LEAST_UTILS = (9, 15, 0)
 ASIDE = ".before-mcvirt"
 _OPEN = re.compile(r"held open|\(-12\)")
 _ALONE = re.compile(r"\(162\).*unknown connection")
+_TRANSIENT = re.compile(r"\(-18\)")
 _SECRET = re.compile(r"--shared-secret[= ]?\S*")
 _STATUS = Path("/proc/drbd")
 _DIRECTORY = Path(config.DIRECTORY)
@@ -39,14 +45,22 @@ class Versions(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def _do(argv: list[str], within: float = WITHIN) -> None:
-    try:
-        run(argv, within=within)
-    except CommandFailed as error:
-        # drbdadm names the whole command that failed, and for `connect` that has the secret in it.
-        hidden = _SECRET.sub("--shared-secret=...", str(error.output))
-        if hidden == error.output:
-            raise
-        raise CommandFailed(program=error.program, status=error.status, output=hidden) from None
+    deadline, pause = time.monotonic() + TRANSIENT_WITHIN, threading.Event()
+    while True:
+        try:
+            run(argv, within=within)
+        except CommandFailed as error:
+            if _TRANSIENT.search(str(error.output)) and time.monotonic() < deadline:
+                # A connection is just being begun or ended. What follows is an event that not every caller reads.
+                pause.wait(_AGAIN_AFTER)
+                continue
+            # drbdadm names the whole command that failed, and for `connect` that has the secret in it.
+            hidden = _SECRET.sub("--shared-secret=...", str(error.output))
+            if hidden == error.output:
+                raise
+            raise CommandFailed(program=error.program, status=error.status, output=hidden) from None
+        else:
+            return
 
 
 # --- the files ----------------------------------------------------------------------------------------------------

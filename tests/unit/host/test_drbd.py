@@ -86,6 +86,28 @@ def test_a_side_that_is_alone_is_disconnected(monkeypatch: pytest.MonkeyPatch) -
         drbd.disconnect("mcvirt-hd-1")
 
 
+def test_what_the_kernel_can_not_do_just_now_is_asked_for_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    said = (
+        "mcvirt-hd-1: State change failed: (-18) In transient state, retry after next state change additional info "
+        "from kernel: failed to disconnect"
+    )
+    failures = 2
+
+    def fail(*_: object, **__: object) -> None:
+        nonlocal failures
+        if failures:
+            failures -= 1
+            raise CommandFailed(program="drbdsetup", status=11, output=said)
+
+    monkeypatch.setattr(drbd, "run", fail)
+    drbd.down("mcvirt-hd-1")
+    assert failures == 0
+    failures = 10**9
+    monkeypatch.setattr(drbd, "TRANSIENT_WITHIN", 0.0)
+    with pytest.raises(CommandFailed, match="In transient state"):
+        drbd.down("mcvirt-hd-1")
+
+
 DEFAULT = 'global_filter=["a|.*|"]\nfilter=["a|.*|"]\nuse_devicesfile=0\n'
 
 
