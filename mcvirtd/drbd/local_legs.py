@@ -49,6 +49,7 @@ class Verbs(Protocol):
     def new_current_uuid(self, name: str, *, clear_bitmap: bool = False) -> None: ...
     def resize(self, name: str, *, assume_clean: bool = False) -> None: ...
     def faults(self, address: str | None = None) -> list[str]: ...
+    def port_is_free(self, address: str, port: int) -> bool: ...
     def progress(self) -> Mapping[int, Measured]: ...
 
 
@@ -162,6 +163,13 @@ class LocalLegs:
             volumes.create_bare(metadata, metadata_size(size))
             self._verbs.write_resource(resource)
             self._verbs.create_metadata(name)
+            local = resource.local
+            if not self._verbs.port_is_free(local.address, resource.port):
+                # The kernel would say so in its log only, and leave both sides waiting for each other.
+                raise Conflict(
+                    text=f"Something on node '{self._node}' has taken port {resource.port} of {local.address} "
+                    f"meanwhile, which was to be hard drive {leg.disk}'s. Try again: another one is chosen then."
+                )
             self._verbs.up(name)
         return size
 

@@ -68,6 +68,7 @@ class Kernel:
         self.two_allowed: set[str] = set()
         self.written: dict[str, int] = {}  # bytes, without the other side
         self.calls: list[tuple[str, str]] = []
+        self.taken_ports: set[int] = set()
         self.alive = True
         self.running = True
         self._failures: dict[str, list[tuple[McvirtError | Callable[[], None], bool]]] = {}
@@ -114,6 +115,10 @@ class Kernel:
             self.metadata[name] = False
 
         self._do("create_metadata", name, act)
+
+    def port_is_free(self, address: str, port: int) -> bool:
+        assert address in {resource.local.address for resource in list(self.files.values())}
+        return port not in self.taken_ports
 
     def up(self, name: str) -> None:
         def act() -> None:

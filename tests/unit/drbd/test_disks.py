@@ -209,6 +209,16 @@ class TestCreate:
         assert pair.orphans() == []
         assert pair.journal_rows() == []
 
+    @pytest.mark.parametrize("node", ["n1", "n2"])
+    def test_port_that_is_taken_after_the_checks_leaves_nothing(self, pair: Pair, node: str) -> None:
+        kernel = pair.kernels[node]
+        kernel.fail_next("create_metadata", lambda: kernel.taken_ports.add(7789), done=True)
+        with pytest.raises(Conflict, match=f"'{node}' has taken port 7789 of 10.0.0.{node[1]} meanwhile"):
+            make(pair)
+        assert "up" not in [verb for verb, _ in kernel.calls]
+        assert pair.orphans() == []
+        assert pair.journal_rows() == []
+
     def test_link_that_does_not_come_up(self, pair: Pair) -> None:
         pair.wires.cut = True
         with pytest.raises(DeadlinePassed):
