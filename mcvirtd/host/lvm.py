@@ -29,6 +29,7 @@ from mcvirtd.host.lvm_reports import (
     Volume,
     VolumeGroup,
     parse_groups,
+    parse_groups_of_volumes,
     parse_thin_pools,
     parse_volumes,
 )
@@ -63,6 +64,17 @@ def volumes(group: str) -> dict[str, Volume]:
 def thin_pools(group: str) -> dict[str, ThinPool]:
     """The thin pools of a volume group."""
     return parse_thin_pools(_report(group))
+
+
+def group_and_pools(group: str) -> tuple[VolumeGroup | None, dict[str, ThinPool]]:
+    """A volume group, None if there is none of that name, and its thin pools, from one report where it has some."""
+    try:
+        report = _run(commands.report_pools(group)).stdout
+    except CommandFailed:
+        report = ""
+    if report and (pools := parse_thin_pools(report)):
+        return parse_groups_of_volumes(report).get(group), pools
+    return volume_groups().get(names.volume_group_name(group)), {}
 
 
 def volume(group: str, name: str) -> Volume | None:
@@ -109,9 +121,10 @@ def create_volume(
         remove_volume(group, name)
         raise
     with _UndoneBy("the new volume", group, name, lambda: remove_volume(group, name)):
+        if thin_pool:
+            return content.length(Path(f"/dev/{group}/{name}").resolve())  # one report less
         made = _known(group, name)
-        if not thin_pool:
-            _finish_wiping(group, name, made, progress, cancel)
+        _finish_wiping(group, name, made, progress, cancel)
     return made.size
 
 

@@ -24,6 +24,12 @@ def report_volumes(group: str, name: str | None = None) -> list[str]:
     return ["lvs", *_REPORT, "-o", _VOLUME_FIELDS, *selection, names.volume_group_name(group)]
 
 
+def report_pools(group: str) -> list[str]:
+    """The thin pools of the group, and with each what there is to say of the group."""
+    fields = f"{_VOLUME_FIELDS},{_GROUP_FIELDS}"
+    return ["lvs", *_REPORT, "-o", fields, "-S", "segtype=thin-pool", names.volume_group_name(group)]
+
+
 def create(group: str, name: str, size: int, *, thin_pool: str | None, tags: Iterable[str]) -> list[str]:
     # Nothing is cleared by lvcreate: it would clear the first 4 KiB only, and signatures it knows. ``wipe`` clears all.
     how = (

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import TypeVar
+
 import msgspec
 
 from mcvirt.errors import CommandFailed
@@ -87,9 +89,24 @@ class _Reports(msgspec.Struct):
     report: list[_Report]
 
 
+class _GroupsOfVolumes(msgspec.Struct):
+    lv: list[_Group] = []
+
+
+class _GroupsReports(msgspec.Struct):
+    report: list[_GroupsOfVolumes]
+
+
+T = TypeVar("T", _Reports, _GroupsReports)
+
+
 def _decode(text: str) -> _Reports:
+    return _read(text, _Reports)
+
+
+def _read(text: str, kind: type[T]) -> T:
     try:
-        return msgspec.convert(msgspec.json.decode(text), _Reports, strict=False)
+        return msgspec.convert(msgspec.json.decode(text), kind, strict=False)
     except msgspec.MsgspecError as error:
         raise CommandFailed(program="lvm", status=0, output=f"its report was not understood: {error}.") from error
 
@@ -99,18 +116,23 @@ def _tags(text: str) -> frozenset[str]:
 
 
 def parse_groups(text: str) -> dict[str, VolumeGroup]:
-    return {
-        row.vg_name: VolumeGroup(
-            size=row.vg_size,
-            free=row.vg_free,
-            extent=row.vg_extent_size,
-            tags=_tags(row.vg_tags),
-            missing_devices=row.vg_missing_pv_count,
-            writable=row.vg_permissions == "writeable" and not row.vg_exported,
-        )
-        for report in _decode(text).report
-        for row in report.vg
-    }
+    return {row.vg_name: _group(row) for report in _decode(text).report for row in report.vg}
+
+
+def parse_groups_of_volumes(text: str) -> dict[str, VolumeGroup]:
+    """The volume groups of a report on volumes that has their groups' fields, too."""
+    return {row.vg_name: _group(row) for report in _read(text, _GroupsReports).report for row in report.lv}
+
+
+def _group(row: _Group) -> VolumeGroup:
+    return VolumeGroup(
+        size=row.vg_size,
+        free=row.vg_free,
+        extent=row.vg_extent_size,
+        tags=_tags(row.vg_tags),
+        missing_devices=row.vg_missing_pv_count,
+        writable=row.vg_permissions == "writeable" and not row.vg_exported,
+    )
 
 
 def parse_volumes(text: str) -> dict[str, Volume]:

@@ -30,8 +30,9 @@ class LvmVolumes:
 
     def survey(self) -> Survey:
         try:
-            group = lvm.volume_groups().get(self._group)
-            pools = lvm.thin_pools(self._group) if group and self._pool else {}
+            group, pools = (
+                lvm.group_and_pools(self._group) if self._pool else (lvm.volume_groups().get(self._group), {})
+            )
         except CommandFailed as error:
             return Survey(faults=(str(error),))
         faults = tuple(self._faults(group, pools))

@@ -7,11 +7,14 @@ from pathlib import Path
 import pytest
 
 from mcvirt.errors import BadArgument, CommandFailed
+from mcvirtd.host import lvm
 from mcvirtd.host import lvm_commands as commands
 from mcvirtd.host.lvm_reports import ThinPool, VolumeGroup, parse_groups, parse_thin_pools, parse_volumes
+from mcvirtd.host.run import Output
 
 GOLDEN = Path(__file__).parent / "golden"
 VOLUMES = (GOLDEN / "lvs.json").read_text()
+GROUPS = (GOLDEN / "vgs.json").read_text()
 
 
 def test_volume_groups_are_read() -> None:
@@ -60,6 +63,30 @@ def test_empty_and_broken_reports() -> None:
     for text in ("", "{}", '{"report": [{"vg": [{"vg_name": "x"}]}]}', '{"report": 1}'):
         with pytest.raises(CommandFailed, match="not understood"):
             parse_groups(text)
+
+
+POOLS = """{"report": [{"lv": [
+{"lv_name":"pool", "lv_size":"42949672960", "lv_path":"", "lv_tags":"", "pool_lv":"", "lv_attr":"twi-aotz--",
+ "data_percent":"25.00", "metadata_percent":"0.88", "vg_name":"vg0", "vg_size":"68715282432", "vg_free":"25669140480",
+ "vg_extent_size":"4194304", "vg_tags":"mcvirt.x", "vg_missing_pv_count":"0", "vg_permissions":"writeable",
+ "vg_exported":""}]}]}"""
+
+
+def test_pools_and_their_group_are_one_report(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[str] = []
+    reports = [POOLS]
+
+    def answer(argv: list[str]) -> Output:
+        asked.append(argv[0])
+        return Output(stdout={"lvs": reports[0], "vgs": GROUPS}[argv[0]], stderr="", status=0)
+
+    monkeypatch.setattr(lvm, "_run", answer)
+    group, pools = lvm.group_and_pools("vg0")
+    assert asked == ["lvs"]
+    assert group is not None and group.tags == {"mcvirt.x"} and group.free == 25669140480 and group.writable
+    assert list(pools) == ["pool"] and pools["pool"].free == 32212254720
+    reports[0] = '{"report": [{"lv": []}]}'
+    assert lvm.group_and_pools("vg0") == (parse_groups(GROUPS).get("vg0"), {})
 
 
 def test_commands_are_exact() -> None:
