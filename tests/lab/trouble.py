@@ -14,7 +14,7 @@ if [ -f /run/trouble ]; then
         [ "$program" = "$me" ] || continue
         case " $* " in *"$word"*) ;; *) continue ;; esac
         [ "$what" = fail ] && { echo "made to fail" >&2; exit 7; }
-        touch /run/reached
+        touch "/run/reached-$me"
         while [ -f /run/trouble ]; do sleep 0.2; done
     done < /run/trouble
 fi
@@ -42,15 +42,23 @@ def arm(cluster: Cluster) -> None:
             node.put(_WRAPPER.encode(), f"/usr/local/sbin/{program}", 0o755)
 
 
-def trouble(node: Node, program: str, word: str, what: str) -> None:
-    """From now on *program*, when it is called with *word*, is to `fail`, or to `wait` until there is ``calm``."""
-    node.succeed("rm -f /run/reached")
-    node.put(f"{program} {word} {what}\n".encode(), "/run/trouble")
+def trouble(node: Node, program: str, word: str, what: str, *, more: bool = False) -> None:
+    """From now on *program*, when it is called with *word*, is to `fail`, or to `wait` until there is ``calm``.
+
+    With *more*, what was said before of other programs holds, too.
+    """
+    node.succeed(f"rm -f /run/reached-{program}" if more else "rm -f /run/reached-* /run/trouble")
+    # It must be whole when it is there.
+    line = f"{program} {word} {what}"
+    node.succeed(
+        f"touch /run/trouble && cp /run/trouble /run/trouble.new && echo '{line}' >> /run/trouble.new && "
+        "mv /run/trouble.new /run/trouble"
+    )
 
 
-def reached(node: Node) -> None:
-    """Return when something waits."""
-    node.wait_until("test -f /run/reached")
+def reached(node: Node, program: str = "*") -> None:
+    """Return when something waits, or *program* does."""
+    node.wait_until(f"ls /run/reached-{program}")
 
 
 def calm(cluster: Cluster) -> None:
