@@ -14,6 +14,7 @@ from mcvirt.types.task import TaskInfo, TaskNews, TaskState
 from mcvirtd.auth.caller import Caller, called_by
 from mcvirtd.cluster.errands import Errands
 from mcvirtd.cluster.peers import Peers
+from mcvirtd.state.replication import noting_left_behind
 from mcvirtd.tasks.task import Task, working_for
 
 ALICE = Caller(user="alice", address="192.0.2.7")
@@ -96,3 +97,37 @@ def test_cancelled_here_it_is_cancelled_there_once_and_waited_for() -> None:
 def test_a_node_that_is_gone_is_not_waited_for() -> None:
     with pytest.raises(NodeUnreachable):
         run(OtherNode(Reply(task="t1"), NodeUnreachable(node="n2", reason="it is off.")))
+
+
+def test_an_errand_on_this_node_goes_through_its_own_door_without_the_session() -> None:
+    other, seen = OtherNode(), []
+    replies = [Reply(task="t1"), news(TaskState.DONE, 2, result=7)]
+
+    def door(label: str, caller: Caller, arguments: dict[str, Any]) -> Reply | None:
+        seen.append((label, caller, arguments))
+        return replies.pop(0)
+
+    caller = Caller(user="alice", address="192.0.2.7", token="secret", session="s1", without=("n3",))
+    errands = Errands(cast(Peers, other), node="n1", door=door)
+    with working_for(Task("x", "", "alice", "n1")), called_by(caller):
+        answer = errands.run("n1", "migration.migrate", {"name": "web1"}, lambda info: None)
+    assert msgspec.json.decode(answer) == 7 and other.asked == []
+    assert [label for label, _, _ in seen] == ["migration.migrate", "task.follow"]
+    # It may go on for longer than the session; that the user exists is looked at all the same.
+    for _, who, _ in seen:
+        assert who == Caller(user="alice", address="192.0.2.7", via="n1", without=("n3",))
+
+
+def test_what_the_user_goes_on_without_is_handed_on_and_comes_back() -> None:
+    class Noting(OtherNode):
+        def call(self, node: str, object_id: str, operation: str, arguments: dict[str, Any]) -> msgspec.Raw:
+            assert arguments["without"] == ("n3",) and arguments["ignore_drbd"] is True
+            return super().call(node, object_id, operation, arguments)
+
+    done = msgspec.json.decode(news(TaskState.DONE, 2, result=7).ok, type=TaskNews)
+    told = Reply(ok=msgspec.Raw(msgspec.json.encode(msgspec.structs.replace(done, away=("n3",)))))
+    caller = Caller(user="alice", without=("n3",), ignore_drbd=True)
+    with working_for(Task("x", "", "alice", "n1")), called_by(caller), noting_left_behind() as away:
+        errands = Errands(cast(Peers, Noting(Reply(task="t1"), told)))
+        errands.run("n2", "migration.migrate", {}, lambda info: None)
+    assert away == {"n3"}
