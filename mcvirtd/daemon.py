@@ -281,6 +281,7 @@ class Daemon:
                 Chore("verifications", 30.0, self._drbd.soundness.tick, first=30.0),
             ]
         )
+        self._drbd.returns.attend = lambda: self._maintenance.hurry("drbd", "settle", "release", "verifications")
 
     def _bridge_faults(self, interface: str) -> list[str]:
         return [] if self._simulate else network.bridge_faults(interface)

@@ -29,6 +29,7 @@ class Maintenance:
         self._chores = chores
         self._clock = clock
         self._changed = threading.Condition()
+        self._hurried: set[str] = set()
         self._stopped = False
         self._thread = threading.Thread(target=self._run, name="maintenance", daemon=True)
 
@@ -38,6 +39,12 @@ class Maintenance:
         for chore in self._chores:
             chore.due = now + chore.first
         self._thread.start()
+
+    def hurry(self, *names: str) -> None:
+        """Something has happened that these chores wait for: do them now, and once more if they are just being done."""
+        with self._changed:
+            self._hurried.update(names)
+            self._changed.notify()
 
     def stop(self, within: float = 5.0) -> None:
         """End; a chore that is being done is waited for."""
@@ -53,10 +60,11 @@ class Maintenance:
                 if self._stopped:
                     return
                 now = self._clock()
-                due = [chore for chore in self._chores if chore.due <= now]
+                due = [chore for chore in self._chores if chore.due <= now or chore.name in self._hurried]
                 if not due:
                     self._changed.wait(min(chore.due for chore in self._chores) - now)
                     continue
+                self._hurried.clear()
                 for chore in due:
                     chore.due = now + chore.seconds
             for chore in due:

@@ -157,6 +157,8 @@ class Peers:
         self._heard = heard
         # Called with the name of a member that does not know this node as one.
         self.stranger: Callable[[str], None] = _no_matter
+        # Called with the name of a member that answers, and did not before.
+        self.returned: Callable[[str], None] = _no_matter
         self._lock = threading.Lock()
         self._links: dict[str, _Link] = {}
         self._started = False
@@ -356,9 +358,12 @@ class Peers:
         answer = _answer.decode(reply.ok)
         if link.ended:
             return
-        if link.answered():
+        returned = link.answered()
+        if returned:
             log.info("node %s answers", link.name)
         self._heard(link.name, answer)
+        if returned:
+            self.returned(link.name)
 
 
 def _no_matter(node: str) -> None:

@@ -25,6 +25,10 @@ def down(resource: str) -> list[str]:
     return ["drbdsetup", "down", checked_name(resource)]
 
 
+def show(resource: str) -> list[str]:
+    return ["drbdsetup", "show", checked_name(resource)]
+
+
 def primary(resource: str, *, force: bool = False) -> list[str]:
     return _adm("primary", resource, *(["--force"] if force else []))
 

@@ -34,6 +34,7 @@ _SECTOR = 512
 _NAME = re.compile(r"mcvirt-[A-Za-z0-9-]{1,90}", re.ASCII)
 _DEVICE = re.compile(r"/dev/[A-Za-z0-9_+.-]+(/[A-Za-z0-9_+.-]+)*", re.ASCII)
 _SECRET = re.compile(r"[A-Za-z0-9]{16,64}", re.ASCII)
+_SHOWN_ADDRESS = re.compile(r"\baddress\s+(ipv[46])\s+([^\s;]+);", re.ASCII)
 _ALGORITHM = re.compile(r"[a-z0-9][a-z0-9_()-]{0,62}", re.ASCII)
 _PATH = re.compile(r"/[A-Za-z0-9_+./-]+", re.ASCII)
 
@@ -119,6 +120,16 @@ def _leg(resource: Resource, leg: Leg, host: str) -> list[str]:
         f"        address {_address(leg.address)}:{resource.port};",
         "    }",
     ]
+
+
+def addresses(resource: Resource) -> frozenset[str]:
+    """The addresses of both sides, as they are in the file."""
+    return frozenset(f"{_address(leg.address)}:{resource.port}" for leg in (resource.local, resource.peer))
+
+
+def parse_addresses(text: str) -> frozenset[str]:
+    """Those that the kernel uses, by what ``drbdsetup show`` says; none while it is cut off."""
+    return frozenset(" ".join(words) for words in _SHOWN_ADDRESS.findall(text))
 
 
 def global_common_text(common: Common) -> str:

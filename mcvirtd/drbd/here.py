@@ -83,6 +83,7 @@ class DrbdHere:
         )
         self._doorbell = Doorbell(socket, self._answer)
         self._lock = threading.Lock()
+        self._settling = threading.Lock()
         self._begun = False
         self._goes_on = threading.Event()
         self._stopping = threading.Event()
@@ -134,7 +135,7 @@ class DrbdHere:
             except OSError as error:
                 log.error("DRBD's handlers can't tell this daemon anything: %s", error.strerror)
             self.reader.start()
-        threading.Thread(target=self.settle, name="drbd-settle", daemon=True).start()
+        threading.Thread(target=self.settle, args=(KNOWN_WITHIN,), name="drbd-settle", daemon=True).start()
         threading.Thread(target=self._measure_on, name="drbd-progress", daemon=True).start()
 
     # --- enabling -----------------------------------------------------------------------------------------------------
@@ -168,12 +169,23 @@ class DrbdHere:
         """The resources that could not be brought up, and why."""
         return dict(self._faults)
 
-    def settle(self) -> None:
-        """Bring up what was down when mcvirtd was started, and deal with events that nobody heard; for a timer, too."""
+    def settle(self, within: float = 0.0) -> None:
+        """Bring up what was down when mcvirtd was started, and deal with events that nobody heard; for a timer, too.
+
+        What the kernel has may have to be read first: that is waited for *within* seconds.
+        """
+        if not self._settling.acquire(blocking=False):
+            return
+        try:
+            self._settle(within)
+        finally:
+            self._settling.release()
+
+    def _settle(self, within: float) -> None:
         if not self._begun or self._stopping.is_set():
             return
         self.spool.read()
-        if not self.reader.wait_alive(KNOWN_WITHIN if self._due is None else 0.0):
+        if not self.reader.wait_alive(within):
             return
         wanted = replicas_on(self._store, self._node)
         due = set(wanted) if self._due is None else self._due & set(wanted)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -16,7 +17,7 @@ from mcvirt.types.replica import LegCommand, LegSpec, Outlook
 from mcvirt.types.storage import BackendType
 from mcvirt.types.vm import DiskDriver, StorageType
 from mcvirt.units import format_size
-from mcvirtd.drbd.config import Resource, metadata_size, resource_name
+from mcvirtd.drbd.config import Resource, addresses, metadata_size, resource_name
 from mcvirtd.drbd.resources import resource_of
 from mcvirtd.drbd.status import Progress as Measured
 from mcvirtd.host.drbd_numbers import minors_in_use, ports_in_use
@@ -26,6 +27,8 @@ from mcvirtd.storage import backends
 from mcvirtd.storage.backends import Nodes, aside_volume, replica_volumes, volume_of
 from mcvirtd.storage.planning import check_size
 from mcvirtd.storage.volumes import Progress, Volumes
+
+log = logging.getLogger(__name__)
 
 DROP_WITHIN = 120.0
 """How long what makes a leg may take to hear that it is not wanted any more."""
@@ -51,6 +54,8 @@ class Verbs(Protocol):
     def faults(self, address: str | None = None) -> list[str]: ...
     def port_is_free(self, address: str, port: int) -> bool: ...
     def progress(self) -> Mapping[int, Measured]: ...
+    def addresses(self, name: str) -> frozenset[str]: ...
+    def adjust(self, name: str) -> None: ...
 
 
 class States(Protocol):
@@ -227,6 +232,29 @@ class LocalLegs:
                 volumes.delete(volume)
 
     # --- what there is ------------------------------------------------------------------------------------------------
+
+    def readdress(self, disk: str) -> bool:
+        """Have the leg use the cluster addresses on record, and connect there; False if it can't be now.
+
+        One that is cut off stays so, and only its file is written.
+        """
+        name = resource_name(_checked(disk))
+        with self._alone(disk):
+            record = self._store.get(DiskRecord, disk)
+            if record is None or disk in self._dropped:
+                return True
+            if not self._states.alive:
+                return False
+            state = self._states.state(name)
+            if state is not None and state.role == state.peer_role == "Primary":
+                return False  # a migration, which needs the connection, and what the files do not say
+            resource = resource_of(self._store, record, self._node)
+            self._verbs.write_resource(resource)
+            if state is None or state.connection == "StandAlone" or self._verbs.addresses(name) == addresses(resource):
+                return True
+            log.info("DRBD resource %s uses other addresses from now on", name)
+            self._verbs.adjust(name)
+        return True
 
     def grow(self, disk: str, size: int, *, cancel: threading.Event | None = None) -> int:
         """Make the volumes long enough."""

@@ -23,7 +23,9 @@ from mcvirtd.drbd.fencing import Fenced
 from mcvirtd.drbd.here import DrbdHere
 from mcvirtd.drbd.local_legs import LocalLegs
 from mcvirtd.drbd.peer_legs import DrbdPeerService, legs_by_node
+from mcvirtd.drbd.readdressing import Readdressing
 from mcvirtd.drbd.rejoining import Rejoining
+from mcvirtd.drbd.returns import Returns
 from mcvirtd.drbd.roles import Roles
 from mcvirtd.drbd.service import DrbdService
 from mcvirtd.drbd.soundness import Soundness
@@ -46,6 +48,7 @@ class Drbd:
     *windows* are the times in which both sides of one may be Primary, and *rejoining* is for what came of that.
     *disks* makes and deletes replicated hard drives, *legs* are their sides on each node, *peer_service* answers
     for those on this one, and *roles* says who may write.
+    *readdressing* has them follow the nodes' addresses, and *returns* hears of what they wait for.
     *soundness* sees to it that both sides are equal, *split_brain* to those that have gone different ways; what another
     node asks of this one for that, *split_peer* answers.
     """
@@ -100,6 +103,10 @@ class Drbd:
             used_paths=hypervisor.list_block_paths,
         )
 
+        self.readdressing = Readdressing(store=store, node=node, readdress=local.readdress)
+        self.returns = Returns(store=store, reader=self.here.reader)
+        presence.peers.returned = self.returns.back
+
         self.soundness = Soundness(
             store=store,
             journal=journal,
@@ -150,8 +157,12 @@ class Drbd:
         return (StorageType.LOCAL, StorageType.DRBD) if self.here.enabled else (StorageType.LOCAL,)
 
     def settle(self) -> None:
-        """Bring up what is down, and undo what a node that is gone was making; for a timer."""
+        """Bring up what is down, move what has moved, and undo what a node that is gone was making.
+
+        For a timer, and when *returns* hears of something.
+        """
         self.here.settle()
+        self.readdressing.follow()
         self.disks.settle_claims()
 
     def start(self) -> None:

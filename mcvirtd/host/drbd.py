@@ -244,6 +244,11 @@ def is_up(name: str) -> bool:
         return False
 
 
+def addresses(name: str) -> frozenset[str]:
+    """The addresses of both sides that the kernel uses, as `config.addresses` writes them."""
+    return config.parse_addresses(run(commands.show(name), within=WITHIN).stdout)
+
+
 def progress() -> dict[int, Progress]:
     """How far what goes on is, by minor; this starts no program."""
     try:

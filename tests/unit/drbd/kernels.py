@@ -10,6 +10,7 @@ import msgspec
 
 from mcvirt.errors import CommandFailed, DeadlinePassed, DrbdDeviceOpen, McvirtError, TaskCancelled
 from mcvirt.types.drbd import ResourceState
+from mcvirtd.drbd import config
 from mcvirtd.drbd.config import Resource
 from mcvirtd.drbd.status import Progress
 from mcvirtd.storage.simulated_volumes import SimulatedVolumes
@@ -47,6 +48,8 @@ class Wires:
         other = self.kernels.get(kernel.files[name].peer.node) if name in kernel.files else None
         if other is None or other is kernel or name not in other.resources or not other.running:
             return None
+        if config.addresses(other.used[name]) != config.addresses(kernel.used[name]):
+            return None
         return None if other.resources[name].connection == "StandAlone" else other
 
 
@@ -60,6 +63,7 @@ class Kernel:
     def __init__(self, wires: Wires, node: str, volumes: Callable[[], SimulatedVolumes]) -> None:
         self.wires, self.node, self._volumes = wires, node, volumes
         self.files: dict[str, Resource] = {}
+        self.used: dict[str, Resource] = {}  # what the files of those that are up were when the kernel read them
         self.metadata: dict[str, bool] = {}
         self.resources: dict[str, ResourceState] = {}
         self.sizes: dict[str, int] = {}  # of the data's volumes, as the kernel knows them
@@ -125,6 +129,7 @@ class Kernel:
             if name not in self.metadata or name not in self.files:
                 raise CommandFailed(program="drbdadm", status=10, output="no metadata")
             self.sizes[name] = self._volume(self.files[name].local.data)
+            self.used[name] = self.files[name]
             self.resources[name] = ResourceState(
                 name=name,
                 minor=self.files[name].minor,
@@ -230,6 +235,16 @@ class Kernel:
         return {
             state.minor or 0: Progress(out_of_sync=self.written.get(name, 0)) for name, state in self.resources.items()
         }
+
+    def addresses(self, name: str) -> frozenset[str]:
+        return config.addresses(self.used[name])
+
+    def adjust(self, name: str) -> None:
+        def act() -> None:
+            self.used[name] = self.files[name]
+            self.put(name, connection="Connecting")
+
+        self._do("adjust", name, act)
 
     def faults(self, address: str | None = None) -> list[str]:
         del address

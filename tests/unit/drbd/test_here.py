@@ -202,6 +202,14 @@ def test_what_runs_is_adopted(world: World) -> None:
     assert world.kernel.done == ["write_common"] * len(world.kernel.done)
 
 
+def settled(world: World) -> None:
+    """Wait for what began with the start; while that goes on, nobody else begins with the same."""
+    for thread in threading.enumerate():
+        if thread.name == "drbd-settle":
+            thread.join(SOON)
+    world.here.settle()
+
+
 def test_what_can_not_be_brought_up_is_tried_again_and_told(world: World) -> None:
     world.kernel.fails[f"up {NAME}"] = CommandFailed(program="drbdadm", status=1, output="no such device.")
     world.enable()
@@ -209,7 +217,7 @@ def test_what_can_not_be_brought_up_is_tried_again_and_told(world: World) -> Non
     world.kernel.say("exists -")
     world.kernel.wait_done(f"up {NAME}")
     world.here.reader.wait_alive(SOON)
-    world.here.settle()
+    settled(world)
     assert "no such device" in world.here.faults[NAME]
     world.kernel.fails.clear()
     world.here.settle()
@@ -221,7 +229,7 @@ def test_a_resource_that_goes_down_later_is_somebodys_wish(world: World) -> None
     world.kernel.say(*up())
     world.here.start()
     world.here.reader.wait(NAME, lambda state: state is not None, SOON)
-    world.here.settle()
+    settled(world)
     world.kernel.say(f"destroy resource name:{NAME}")
     world.here.reader.wait(NAME, lambda state: state is None, SOON)
     world.here.settle()

@@ -12,6 +12,7 @@ from mcvirt.types.storage import BackendSpec, BackendType
 from mcvirt.types.vm import StorageType
 from mcvirtd.drbd.disks import ReplicatedDisks
 from mcvirtd.drbd.local_legs import Legs, LocalLegs
+from mcvirtd.drbd.readdressing import Readdressing
 from mcvirtd.drbd.roles import Roles
 from mcvirtd.state.records import DiskRecord, DrbdRecord, NodeRecord, ReplicaClaimRecord
 from mcvirtd.storage.disks import Disks
@@ -101,6 +102,10 @@ class Pair(World):
             used_paths=lambda: self.used,
             device_size=kernel.device_size,
         )
+        self.readdressings = {
+            name: Readdressing(store=self.store, node=name, readdress=legs.readdress)
+            for name, legs in self.legs.items()
+        }
         return Disks(
             store=self.store,
             journal=self.journal,
