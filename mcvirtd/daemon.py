@@ -272,8 +272,10 @@ class Daemon:
                 Chore("waiting", 5.0, self._moves.wait_on, first=2.0),
                 Chore("migrations", 1.0, lambda: self._moves.settle(self._settling.settle_stuck), first=2.0),
                 Chore("settle", 30.0, self._settling.settle_stuck, first=5.0),
-                Chore("idle", 30.0, self._drop_idle, first=30.0),
-                Chore("prune", _HOUR, self._prune, first=60.0),
+                Chore("consoles", 30.0, self._machines.consoles.close_idle, first=30.0),
+                Chore("sessions", 30.0, lambda: self._sessions.purge(time.time()), first=30.0),
+                Chore("prune tasks", _HOUR, self._tasks.prune, first=60.0),
+                Chore("prune audit", _HOUR, self._audit.prune, first=60.0),
                 Chore("certificate", _HOUR, presence.renew_certificate, first=_HOUR),
                 Chore("listen", 5.0, presence.listen, first=5.0),
                 Chore("drbd", 30.0, self._drbd.settle, first=30.0),
@@ -414,14 +416,6 @@ class Daemon:
         return not self._stopping.is_set()
 
     # --- chores -------------------------------------------------------------------------------------------------------
-
-    def _drop_idle(self) -> None:
-        self._machines.consoles.close_idle()
-        self._sessions.purge(time.time())
-
-    def _prune(self) -> None:
-        self._tasks.prune()
-        self._audit.prune()
 
     # --- autostart ----------------------------------------------------------------------------------------------------
 

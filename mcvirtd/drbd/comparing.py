@@ -14,7 +14,7 @@ from typing import Protocol
 
 import msgspec
 
-from mcvirt.errors import DeadlinePassed, McvirtError, TaskCancelled
+from mcvirt.errors import CommandFailed, DeadlinePassed, McvirtError, TaskCancelled
 from mcvirt.types.drbd import CHECKING, ResourceState
 from mcvirt.types.verification import Result
 from mcvirtd.drbd.reader import Followed, Reader
@@ -27,6 +27,7 @@ ASK_EVERY = 30.0
 BEGIN_WITHIN = 60.0
 STOP_WITHIN = 60.0
 KNOWN_WITHIN = 60.0
+BEGUN_WITHIN = 5.0
 # A slow verification reads at least something in that time, however little it may; a disk that hangs does not.
 STALLED_AFTER = 600.0
 
@@ -144,7 +145,7 @@ class Comparison:
             here, there = Read(), Read()
             here.saw(self._read(state))
             there.saw(read_there())
-            self._kernel.verify(state.name)
+            self._begin(state.name, followed, task)
             try:
                 ended = self._wait(state, followed, task, report, here=here, ask_there=lambda: there.saw(read_there()))
             except TaskCancelled:
@@ -198,7 +199,7 @@ class Comparison:
             if over is not None:
                 return over
             now = self._kernel.progress().get(state.minor or 0)
-            begun = any(event.fields.get("replication") in CHECKING for event in events)
+            begun = _has_begun(events)
             here.saw(None if now is None else now.read)
             if self._clock() - asked >= ASK_EVERY:
                 ask_there()
@@ -214,12 +215,26 @@ class Comparison:
                 what = "has not gone on" if begun else "has not begun"
                 raise DeadlinePassed(what="the verification", seconds=within, why=f"it {what} for {within:.0f} s.")
 
+    def _begin(self, name: str, followed: Followed, task: Task) -> None:
+        try:
+            self._kernel.verify(name)
+        except CommandFailed:
+            # drbdadm loses patience after five seconds, and the kernel may have begun, or begin, all the same.
+            with suppress(DeadlinePassed):
+                followed.wait(_has_begun, BEGUN_WITHIN, task.cancelled)
+            if not _has_begun(followed.events):
+                raise
+
     def _stopped(self, state: ResourceState, followed: Followed, reason: str) -> Outcome:
+        refused: McvirtError | None = None
         try:
             self._kernel.stop_verify(state.name)
-            followed.wait(lambda events: ending(events) is not None, STOP_WITHIN)
         except McvirtError as error:
-            reason = f"{reason} It could not be stopped: {error}"
+            refused = error  # which the kernel may have done all the same
+        try:
+            followed.wait(lambda events: ending(events) is not None, STOP_WITHIN if refused is None else BEGUN_WITHIN)
+        except McvirtError as late:
+            reason = f"{reason} It could not be stopped: {refused or late}"
         ended = ending(followed.events)
         return Outcome(result="interrupted", out_of_sync=ended.out_of_sync if ended else 0, reason=reason)
 
@@ -233,6 +248,10 @@ class Comparison:
     def _read(self, state: ResourceState) -> int | None:
         now = self._kernel.progress().get(state.minor or 0)
         return None if now is None else now.read
+
+
+def _has_begun(events: Sequence[Event]) -> bool:
+    return any(event.fields.get("replication") in CHECKING for event in events)
 
 
 def _missed(events: Sequence[Event]) -> bool:

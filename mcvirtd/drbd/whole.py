@@ -103,7 +103,9 @@ class Drbd:
             used_paths=hypervisor.list_block_paths,
         )
 
-        self.readdressing = Readdressing(store=store, node=node, readdress=local.readdress)
+        self.readdressing = Readdressing(
+            store=store, node=node, readdress=local.readdress, moving=self.windows.is_open
+        )
         self.returns = Returns(store=store, reader=self.here.reader)
         presence.peers.returned = self.returns.back
 

@@ -107,6 +107,10 @@ def test_a_migration_is_waited_for(pair: Pair, disk: DiskRecord) -> None:
     pair.readdressings["n1"].follow()
     assert adjusted(pair, "n1") == []
     kernel.resources[name] = msgspec.structs.replace(kernel.resources[name], peer_role="Secondary")
+    pair.moving.add(name)  # as before and after that
+    pair.readdressings["n1"].follow()
+    assert adjusted(pair, "n1") == []
+    pair.moving.clear()
     pair.readdressings["n1"].follow()
     assert adjusted(pair, "n1") == [name]
 

@@ -376,6 +376,42 @@ def test_cancelled_it_is_stopped_in_the_kernel_and_recorded_as_interrupted(world
     assert (run.result, run.reason, run.out_of_sync) == ("interrupted", "it was cancelled.", 12 * KIB)
 
 
+def test_drbdadm_loses_its_patience_and_the_kernel_does_not(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(comparing, "BEGUN_WITHIN", 0.2)
+    late = CommandFailed(program="drbdadm", status=20, output="did not terminate within 5 seconds")
+    world.furnish().says("verify", recorded.CLEAN)
+    verify = world.kernel.verify
+
+    def begun(name: str) -> None:
+        verify(name)
+        raise late
+
+    world.kernel.verify = begun  # type: ignore[method-assign]
+    act(lambda: world.service.verify("web1"))
+    assert [run.result for run in world.record().runs] == ["clean"]
+    world.kernel.follows = {}
+    assert isinstance(error(lambda: world.service.verify("web1")), VerificationFailed | CommandFailed)
+    assert [run.result for run in world.record().runs] == ["clean"]
+    # The same of the stop.
+    first, last = renamed(recorded.CLEAN, world.resource())[0], renamed(recorded.CLEAN, world.resource())[-1]
+    world.kernel.verify = verify  # type: ignore[method-assign]
+    world.kernel.follows = {"verify": [first], "stop_verify": [last]}
+    stop = world.kernel.stop_verify
+
+    def stopped(name: str) -> None:
+        stop(name)
+        raise late
+
+    world.kernel.stop_verify = stopped  # type: ignore[method-assign]
+    task = Task("v", "web1", "alice", "n1")
+    thread, found = in_background(lambda: world.service.verify("web1"), task)
+    world.reader.wait(world.resource(), lambda state: state is not None and state.checking, SOON)
+    task.cancel("bob")
+    thread.join(SOON)
+    assert isinstance(found[0], TaskCancelled)
+    assert "could not be stopped" not in world.record().runs[-1].reason
+
+
 @pytest.mark.parametrize("reads", [False, True], ids=["", "and a guest that reads"])
 def test_one_that_does_not_go_on_is_not_waited_for_for_ever(world: World, reads: bool) -> None:
     world.furnish()

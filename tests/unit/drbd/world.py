@@ -102,8 +102,9 @@ class Pair(World):
             used_paths=lambda: self.used,
             device_size=kernel.device_size,
         )
+        self.moving: set[str] = set()
         self.readdressings = {
-            name: Readdressing(store=self.store, node=name, readdress=legs.readdress)
+            name: Readdressing(store=self.store, node=name, readdress=legs.readdress, moving=self.moving.__contains__)
             for name, legs in self.legs.items()
         }
         return Disks(
