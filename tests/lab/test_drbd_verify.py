@@ -1,4 +1,4 @@
-"""The two sides of replicated disks on the real kernel: compared, repaired, interrupted, split, and taken back."""
+"""The two sides of replicated disks on the real kernel: compared, repaired, and interrupted."""
 
 from __future__ import annotations
 
@@ -6,18 +6,16 @@ import contextlib
 import json
 import re
 import subprocess
-import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
 
 import pytest
 
 from tests.lab.cluster import Cluster
 from tests.lab.node import Node
+from tests.lab.replicated import Disk, InBackground, can_replicate
 
-BLOCK = 4096
 PASSED = 0
 FAILED = 1
 REFUSED = 3
@@ -26,59 +24,7 @@ REFUSED = 3
 @pytest.fixture
 def drbd(cluster: Cluster) -> Cluster:
     """Two joined nodes that can replicate, with the storage backend vg on both."""
-    cluster[1].mcvirt("drbd", "enable", within=120)
-    cluster[1].mcvirt(
-        *("storage", "create", "vg", "--type", "Lvm", "--volume-group-name", "vg0"),
-        *("--node", "node1", "--node", "node2"),
-    )
-    return cluster
-
-
-class Disk:
-    """The replicated disk of a machine that is made for it."""
-
-    def __init__(self, cluster: Cluster, vm: str, size: str = "64MiB") -> None:
-        self.cluster = cluster
-        self.vm = vm
-        cluster[1].mcvirt(
-            *("create", vm, "--memory", "64", "--cpu-count", "1", "--disk-size", size),
-            *("--storage-type", "Drbd", "--storage-backend", "vg"),
-            within=120,
-        )
-        (found,) = [disk for disk in cluster[1].json("hard-drive", "list") if disk["vm"] == vm]
-        self.id: str = found["id"]
-        self.resource = f"mcvirt-{self.id}"
-        self.volume = f"/dev/vg0/{found['volume']}-drbd-raw"
-        minor = cluster[1].succeed(f"drbdadm sh-dev {self.resource}").strip()
-        self.device = minor
-
-    def damage(self, node: Node, first: int, blocks: int) -> int:
-        """Write below DRBD on one side; returns the bytes."""
-        node.succeed(
-            f"dd if=/dev/urandom of={self.volume} bs={BLOCK} seek={first} count={blocks} conv=notrunc oflag=direct "
-            "status=none"
-        )
-        return blocks * BLOCK
-
-    def sums(self) -> list[str]:
-        """What each side holds, past all caches."""
-        read = f"dd if={self.volume} bs=1M iflag=direct status=none | sha256sum"
-        return [node.succeed(read).split()[0] for node in self.cluster.nodes]
-
-    def state(self, node: Node) -> dict[str, Any]:
-        """What mcvirt on a node says of this side."""
-        (found,) = [disk for disk in node.json("drbd", "list") if disk["disk"] == self.id]
-        return dict(found)
-
-    def wait_good(self) -> None:
-        for node in self.cluster.nodes:
-            node.wait_until(f"drbdadm cstate {self.resource} | grep -qx Connected", within=60)
-            node.wait_until(f"drbdadm dstate {self.resource} | grep -qx UpToDate/UpToDate", within=60)
-
-    def runs(self, node: Node) -> list[dict[str, Any]]:
-        """The verifications on record."""
-        (state,) = node.json("verify", "--history", self.vm)
-        return list(state["runs"])
+    return can_replicate(cluster)
 
 
 def verify(node: Node, *words: str) -> subprocess.CompletedProcess[str]:
@@ -93,20 +39,6 @@ def slow(disk: Disk, rate: str = "2M") -> Iterator[None]:
     yield
     for node in disk.cluster.nodes:
         node.run(f"drbdadm adjust {disk.resource}")
-
-
-class InBackground:
-    """A command of a node that goes on while the test does something else."""
-
-    def __init__(self, node: Node, command: str) -> None:
-        self.done: list[subprocess.CompletedProcess[str]] = []
-        self._thread = threading.Thread(target=lambda: self.done.append(node.run(command, within=180)))
-        self._thread.start()
-
-    def wait(self) -> subprocess.CompletedProcess[str]:
-        self._thread.join(800)
-        assert self.done, "it waits and waits"
-        return self.done[0]
 
 
 def test_blocks_written_below_are_found_block_repaired_and_found_no_more(drbd: Cluster) -> None:
@@ -278,68 +210,6 @@ def test_all_of_them_some_at_a_time_and_by_themselves(drbd: Cluster) -> None:
     skipped = disks[2].runs(first)[-1]
     assert "not connected" in skipped["reason"]
     first.mcvirt("verify", "--schedule", "off")
-
-
-def test_ten_times_split_nothing_is_lost_without_a_choice(drbd: Cluster) -> None:
-    first, second = drbd.nodes
-    disk = Disk(drbd, "web1", size="32MiB")
-    for time_of in range(10):
-        keep, lose = (first, second) if time_of % 2 == 0 else (second, first)
-        split(disk, time_of)
-        before = disk.sums()
-        assert before[0] != before[1]
-        refused = first.run("mcvirt start web1")
-        assert refused.returncode == REFUSED, refused
-        written = {side["node"]: side["written"] for side in first.json("drbd", "split-brain", "show")[0]["sides"]}
-        assert written == {"node1": 4 * 64 * 1024, "node2": 3 * 64 * 1024}
-        assert disk.sums() == before
-        keep.mcvirt("--yes", "drbd", "split-brain", "resolve", "--keep", keep.name, "web1", within=180)
-        kept = before[keep.machine.number - 1]
-        lost = before[lose.machine.number - 1]
-        assert disk.sums() == [kept, kept]
-        if time_of in (0, 1):
-            keep.mcvirt("--yes", "drbd", "split-brain", "resolve", "--undo", "web1", within=180)
-            assert disk.sums() == [lost, lost]
-            assert verify(first, "web1").returncode == PASSED
-            lose.mcvirt("--yes", "drbd", "split-brain", "resolve", "--undo", "web1", within=180)
-            assert disk.sums() == [kept, kept]
-        first.mcvirt("--yes", "drbd", "split-brain", "forget", "web1", within=60)
-        assert not [name for node in drbd.nodes for name in node.lvs() if "aside" in name]
-
-
-def split(disk: Disk, seed: int) -> None:
-    """Both sides are written to without each other, and meet again; each node says so within two seconds."""
-    first, second = disk.cluster.nodes
-    first.succeed(f"drbdadm disconnect {disk.resource}")
-    for node, blocks in ((first, 4), (second, 3)):
-        node.succeed(
-            f"drbdadm primary --force {disk.resource} && dd if=/dev/urandom of={disk.device} bs=64k count={blocks} "
-            f"seek={seed} oflag=direct status=none && drbdadm secondary {disk.resource}"
-        )
-    watch = 'timeout 120 python3 -c "\n' + _WATCH.format(disk=disk.id) + '"'
-    seen = [InBackground(node, watch) for node in (first, second)]
-    first.succeed(f"drbdadm connect {disk.resource}")
-    for node, watching in zip((first, second), seen, strict=True):
-        done = watching.wait()
-        assert done.returncode == 0, done
-        shown = float(done.stdout)
-        # The kernel's log has its own moment of the split, in seconds since the node began.
-        said = node.succeed("dmesg | grep 'Split-Brain detected' | tail -1")
-        stamp = float(re.findall(r"\[\s*([\d.]+)\]", said)[0])
-        assert shown - stamp < 2.0, f"{node.name} said so after {shown - stamp:.1f} s"
-
-
-# Long-lived, so that what is measured is mcvirtd and not the start of a program.
-_WATCH = """
-import sys, time
-sys.path[:0] = __import__('glob').glob('/usr/local/lib/mcvirt/current/lib/python3*/site-packages')
-from mcvirt_client import Client
-with Client.connect() as client:
-    while not any(d.disk == '{disk}' and any(l.node == client.endpoint.node and l.state and l.state.split_brain
-                                             for l in d.legs) for d in client.drbd.list()):
-        time.sleep(0.05)
-print(time.clock_gettime(time.CLOCK_BOOTTIME))
-"""
 
 
 def test_compared_together_they_take_no_longer_than_by_hand(drbd: Cluster) -> None:
