@@ -379,7 +379,7 @@ class Daemon:
             reaches=self._reach.how,
             drbd=self._drbd.here,
             finds=self._reach.finds,
-            heard=presence.members.note_version,
+            heard=presence.hear,
         )
         for contract, service in (
             (PeerApi, peer_service),

@@ -41,7 +41,7 @@ class LocationState(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Beat(msgspec.Struct, frozen=True, kw_only=True):
-    """A heartbeat: the sender's version of mcvirt, where its replica is, and its news.
+    """A heartbeat: the sender's version of mcvirt and its cluster address, where its replica is, and its news.
 
     Nodes of all versions understand each other this far: fields are added to it, and to its answer, and never changed.
     """
@@ -49,6 +49,7 @@ class Beat(msgspec.Struct, frozen=True, kw_only=True):
     version: str = ""
     replica: dict[str, Any] = {}
     live: LiveNews | None = None
+    address: str = ""
 
 
 class BeatAnswer(msgspec.Struct, frozen=True, kw_only=True):

@@ -93,7 +93,7 @@ class Forwarding:
 
 
 class PeerService(PeerApi):
-    """What other nodes ask of this one. *heard* is told their versions; *run* is the guard's door to users' calls."""
+    """What other nodes ask of this one. *heard* is told their heartbeats; *run* is the guard's door to users' calls."""
 
     def __init__(
         self,
@@ -107,7 +107,7 @@ class PeerService(PeerApi):
         reaches: Callable[[str], str],
         drbd: Drbd,
         finds: Callable[[str, str, int], str],
-        heard: Callable[[str, str], None],
+        heard: Callable[[str, Beat], None],
     ) -> None:
         self._finds = finds
         self._heard = heard
@@ -123,7 +123,7 @@ class PeerService(PeerApi):
     def heartbeat(self, beat: Beat) -> BeatAnswer:
         """Say that one is there, and what is new."""
         sender = current_caller().peer
-        self._heard(sender, beat.version)
+        self._heard(sender, beat)
         have = self._live.hear(sender, beat.live) if beat.live is not None else LiveVersion()
         replication = self._replication()
         if beat.replica:

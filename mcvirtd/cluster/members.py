@@ -7,7 +7,10 @@ member that was away meanwhile still knows the others). Once the record is gone,
 
 from __future__ import annotations
 
+import ipaddress
 from collections.abc import Mapping
+
+import msgspec
 
 from mcvirt import __version__
 from mcvirt.errors import NodeUnreachable, NotAMember, NotAuthenticated
@@ -25,11 +28,31 @@ class Members:
         self._store = store
         self.node = node
         self._versions: dict[str, str] = {}
+        self._said: dict[str, tuple[str | None, str]] = {}
 
     def others(self) -> Mapping[str, NodeRecord]:
-        """All members but this one that have an address, by name."""
+        """All members but this one that have an address, by name; with the one at which they say that they are."""
         records = self._store.all(NodeRecord)
-        return {name: record for name, record in records.items() if name != self.node and record.address}
+        return {
+            name: self._at_home(record) for name, record in records.items() if name != self.node and record.address
+        }
+
+    def _at_home(self, record: NodeRecord) -> NodeRecord:
+        known, said = self._said.get(record.name, (None, ""))
+        return msgspec.structs.replace(record, address=said) if said and known == record.address else record
+
+    def note_address(self, name: str, address: str) -> bool:
+        """Member *name* has said where it is; True if that is news.
+
+        Who was away while the leader moved can't hear of it from the records: those are the leader's to give.
+        """
+        record = self._store.get(NodeRecord, name)
+        before = self._said.get(name)
+        if record is None or record.address == address or not _is_address(address):
+            self._said.pop(name, None)
+        else:
+            self._said[name] = (record.address, address)
+        return self._said.get(name) != before
 
     def one_at(self, address: str) -> bool:
         """Whether another member has that address."""
@@ -71,3 +94,11 @@ class Members:
         record = self._store.get(NodeRecord, name)
         if record is None or record.fingerprint != key_fingerprint(certificate):
             raise NodeUnreachable(node=name, reason="what answers there has another key than this member.")
+
+
+def _is_address(text: str) -> bool:
+    try:
+        ipaddress.ip_address(text)
+    except ValueError:
+        return False
+    return True

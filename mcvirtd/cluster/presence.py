@@ -150,7 +150,15 @@ class Presence:
     # --- the others ---------------------------------------------------------------------------------------------------
 
     def _say(self, node: str) -> Beat:
-        return Beat(version=__version__, replica=self.replication.facts(), live=self.live.news_for(node))
+        replica, live = self.replication.facts(), self.live.news_for(node)
+        return Beat(version=__version__, address=self.address or "", replica=replica, live=live)
+
+    def hear(self, node: str, beat: Beat) -> None:
+        """Member *node* has sent a heartbeat."""
+        self.members.note_version(node, beat.version)
+        if self.members.note_address(node, beat.address):
+            log.info("node %s says that it is at %s", node, beat.address)
+            self.peers.refresh()
 
     def _heard(self, node: str, answer: BeatAnswer) -> None:
         self.members.note_version(node, answer.version)

@@ -126,6 +126,21 @@ def test_promotion_is_refused_while_the_leader_lives(cluster: ClusterNodes) -> N
             assert f"Node '{led}' leads the cluster and is alive" in result.stderr
 
 
+def test_leader_moves_while_a_member_is_away(cluster: ClusterNodes) -> None:
+    led = leader(cluster, 1)
+    number = int(led.removeprefix("node"))
+    away = next(other for other in cluster.nodes if other != number)
+    cluster[away].kill_daemon()
+    until(lambda: info(cluster, number)[f"node{away}"]["status"] == "Unreachable", "it is missed")
+    new = f"10.77.0.{number + 20}"
+    cluster[number].host.run(["ip", "address", "add", f"{new}/24", "dev", "eth0"])
+    assert cluster[number].mcvirt("node", "--set-ip-address", new, check=False).returncode == 6
+    cluster[away].start_daemon()
+    until(lambda: together(cluster), "all are at the same revision")
+    assert info(cluster, away)[led]["address"] == new
+    assert change(cluster, away)[0] == 0
+
+
 def test_the_same_everywhere_in_the_end(cluster: ClusterNodes) -> None:
     until(lambda: together(cluster), "all are at the same revision")
     assert len(digests(cluster)) == 1
