@@ -6,6 +6,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 
 from mcvirt.errors import Conflict, DeadlinePassed, DrbdDeviceOpen
 from mcvirt.types.drbd import ResourceState
@@ -25,6 +26,8 @@ ALIVE_WITHIN = 10.0
 READY_WITHIN = 30.0
 AWAY_WITHIN = 2.0
 """How long a leg may take to find the other one all the same, where nothing says that it is there."""
+COME_WITHIN = 10.0
+"""How long a leg that is being brought up may take to have its data, and to hear whether it is the newest."""
 CLOSE_WITHIN = 30.0
 _AGAIN_AFTER = 0.2
 
@@ -64,9 +67,19 @@ class Roles:
             return ""
         if unreliable := difference(self._store, record):
             return unreliable
-        state = self._states.state(resource_name(record.id))
+        state = self._come(record)
         # One that is down is brought up when it is needed; only then the kernel can say more.
         return "" if state is None else self._against(record, state)
+
+    def _come(self, record: DiskRecord) -> ResourceState | None:
+        """The leg; one that is just being brought up, as when its node was switched on, once it knows what it has."""
+        name = resource_name(record.id)
+        state = self._states.state(name)
+        if state is None or not _comes(state) or (state.disk == "Consistent" and not self._needs_peer(record)):
+            return state
+        with suppress(DeadlinePassed):
+            self._states.wait(name, lambda now: now is None or not _comes(now), COME_WITHIN)
+        return self._states.state(name)
 
     def _against(self, record: DiskRecord, state: ResourceState) -> str:
         if state.split_brain:
@@ -168,6 +181,10 @@ class Roles:
                         raise
                     pause.wait(_AGAIN_AFTER)
             self._states.wait(name, lambda now: now is None or now.role != "Primary", READY_WITHIN)
+
+
+def _comes(state: ResourceState) -> bool:
+    return state.disk in ("Diskless", "Attaching", "Negotiating", "Consistent")
 
 
 def _attached(state: ResourceState) -> bool:

@@ -517,6 +517,24 @@ class TestRoles:
         pair.disks.activate(record)
         assert pair.kernels["n1"].resources[name].role == "Primary"
 
+    @pytest.mark.parametrize("disk", ["Diskless", "Attaching", "Consistent"])
+    def test_leg_that_is_just_being_brought_up_is_waited_for(self, pair: Pair, disk: str) -> None:
+        record = make(pair)
+        name = resource_name(record.id)
+        kernel = pair.kernels["n1"]
+
+        def put(disk: str) -> None:
+            with kernel.wires.changed:
+                kernel.put(name, disk=disk)
+                kernel.wires.changed.notify_all()
+
+        put(disk)
+        assert f"its data on this node is {disk}" in pair.disks.available(record), "it has not come"
+        timer = threading.Timer(0.2, put, ["UpToDate"])
+        timer.start()
+        assert pair.disks.available(record) == ""
+        timer.join()
+
     def test_file_that_was_removed_by_hand_is_written_again(self, pair: Pair) -> None:
         record = make(pair)
         name = resource_name(record.id)
