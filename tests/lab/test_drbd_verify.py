@@ -142,6 +142,42 @@ def test_whatever_comes_between_there_is_a_result_and_it_is_no_pass(drbd: Cluste
     first.wait_until(lambda: disk.state(first)["failed"], within=60, what="what was found by hand is marked")
 
 
+def test_what_a_guest_reads_meanwhile_is_not_taken_for_read(drbd: Cluster) -> None:
+    first, second = drbd.nodes
+    disk = Disk(drbd, "web1")
+    for node in drbd.nodes:
+        node.install_guest(disk.volume)
+    first.mcvirt("start", "web1", within=120)
+    ticks = first.wait_for_guest(disk.volume, boots=1, within=60)
+    size = int(first.succeed(f"blockdev --getsize64 {disk.device}"))
+    all_of_it = f"dd if={disk.device} of=/dev/null bs=1M iflag=direct status=none"
+
+    # Cut short, while more is read through the device than it has.
+    with slow(disk):
+        before = _read(first, disk), _read(second, disk)
+        going = InBackground(first, "mcvirt verify web1")
+        first.wait_until(f"drbdadm cstate {disk.resource} | grep -q Verify", within=30)
+        first.succeed(all_of_it)
+        first.run(f"drbdadm -- --start=0 --stop=8 verify {disk.resource}")  # it may say that this took too long
+        ended = going.wait()
+    assert ended.returncode != PASSED and "before the whole disk was read" in ended.stderr, ended
+    assert _read(first, disk) - before[0] > size > _read(second, disk) - before[1]
+    assert (disk.runs(second)[-1]["result"], disk.state(second)["failed"]) == ("interrupted", False)
+
+    # And whole, with the guest and somebody else at work on it.
+    going = InBackground(first, "mcvirt verify web1")
+    first.succeed(all_of_it)
+    done = going.wait()
+    assert done.returncode == PASSED, done
+    assert disk.runs(second)[-1]["result"] == "clean"
+    first.wait_for_guest(disk.volume, boots=1, beyond=ticks, within=60)
+
+
+def _read(node: Node, disk: Disk) -> int:
+    """The kernel's counter of bytes that were read."""
+    return int(re.findall(r"dr:(\d+)", _block(node, disk))[0]) * 1024
+
+
 def test_all_of_them_some_at_a_time_and_by_themselves(drbd: Cluster) -> None:
     first, second = drbd.nodes
     disks = [Disk(drbd, f"web{number}") for number in (1, 2, 3)]
