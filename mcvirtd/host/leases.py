@@ -35,7 +35,7 @@ class Leases:
             yield
 
     def take(self, name: str, seconds: float) -> None:
-        """From now on there is a lease of that name, for so many seconds."""
+        """From now on there is a lease of that name, for so many seconds; to be called `alone`."""
         path = self.directory / name
         new = path.with_name(f".{name}.new")
         with files.told("write", path):

@@ -13,7 +13,7 @@ import msgspec
 
 from mcvirt import names
 from mcvirt.api.migration import ArrivalApi
-from mcvirt.errors import BadArgument, Conflict, McvirtError, Refused, VmNotFound
+from mcvirt.errors import BadArgument, Conflict, DomainMissing, McvirtError, Refused, VmNotFound
 from mcvirt.types.arrival import Place, Traveller, Whereabouts
 from mcvirt.types.migration import MigrationCheck
 from mcvirt.types.vm import StorageType
@@ -319,7 +319,8 @@ class Arrivals(ArrivalApi):
             if state is not None and state.running:
                 raise Conflict(text=f"Virtual machine '{name}' runs on node '{self._node}'.")
             if state is not None and state.active:
-                self._hypervisor.destroy(uuid)
+                with contextlib.suppress(DomainMissing):  # libvirt, which has lost the other end, was first
+                    self._hypervisor.destroy(uuid)
             self._hypervisor.undefine(uuid)
             if vm is not None and vm.uuid == uuid:
                 self._replicas.give_up(self._machine(name).disks)

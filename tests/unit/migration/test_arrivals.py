@@ -8,10 +8,11 @@ from typing import Any
 import msgspec
 import pytest
 
-from mcvirt.errors import Conflict, McvirtError, NodeUnreachable
+from mcvirt.errors import Conflict, DomainMissing, McvirtError, NodeUnreachable
 from mcvirt.types.arrival import Traveller
 from mcvirtd.auth.caller import Caller, called_by
 from mcvirtd.host.facts import Memory
+from mcvirtd.hypervisor.states import DomainState
 from mcvirtd.hypervisor.xml.domain import domain_xml
 from mcvirtd.migration.arrivals import Arrivals
 from mcvirtd.migration.expectations import Expectations
@@ -143,6 +144,23 @@ def test_nothing_stays_when_the_source_has_kept_it(target: Target) -> None:
     target.world.hypervisor.destroy(target.uuid)
     assert target.told(lambda: target.arrivals.abandon(target.traveller())) is None
     assert not target.is_kept() and target.world.journal_rows() == []
+
+
+def test_a_domain_that_libvirt_ends_in_the_same_moment_is_abandoned_too(
+    target: Target, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    target.arrive()
+    hypervisor, uuid = target.world.hypervisor, target.uuid
+    hypervisor._states.put(uuid, DomainState(uuid=uuid, name="web1", condition="paused", reason="migrating", id=7))
+    monkeypatch.setattr("mcvirtd.migration.arrivals._STIRS_WITHIN", 0.01)
+
+    def gone(_: str) -> bool:
+        hypervisor.undefine(uuid)
+        raise DomainMissing(node="n1", uuid=uuid)
+
+    monkeypatch.setattr(hypervisor, "destroy", gone)
+    assert target.told(lambda: target.arrivals.abandon(target.traveller())) is None
+    assert not target.is_kept()
 
 
 def test_nothing_stays_when_the_source_knows_of_no_migration(target: Target) -> None:
