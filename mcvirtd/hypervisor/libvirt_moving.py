@@ -88,11 +88,7 @@ class MovingHypervisor(Hypervisor):
                     there.close()
 
     def job(self, uuid: str) -> JobProgress | None:
-        try:
-            with self._asking(f"measure the migration of domain {uuid}", uuid) as call:
-                facts = call.conn.lookupByUUIDString(uuid).jobStats()
-        except (LibvirtFailed, DomainMissing):
-            return None
+        facts = self._job_facts(uuid)
         if facts.get("type") not in (libvirt.VIR_DOMAIN_JOB_BOUNDED, libvirt.VIR_DOMAIN_JOB_UNBOUNDED):
             return None
         return JobProgress(
@@ -100,6 +96,18 @@ class MovingHypervisor(Hypervisor):
             remaining=int(facts.get("data_remaining", 0)),
             round_=int(facts.get("memory_iteration", 0)),
         )
+
+    def is_busy(self, uuid: str) -> bool:
+        # A job that has failed or was cancelled is still one until libvirt has cleaned up after it.
+        return bool(self._job_facts(uuid).get("type", libvirt.VIR_DOMAIN_JOB_NONE) != libvirt.VIR_DOMAIN_JOB_NONE)
+
+    def _job_facts(self, uuid: str) -> dict[str, Any]:
+        try:
+            with self._asking(f"measure the migration of domain {uuid}", uuid) as call:
+                facts: dict[str, Any] = call.conn.lookupByUUIDString(uuid).jobStats()
+        except (LibvirtFailed, DomainMissing):
+            return {}
+        return facts
 
     def set_max_downtime(self, uuid: str, milliseconds: int) -> None:
         with self._asking(f"limit the downtime of domain {uuid}", uuid) as call:

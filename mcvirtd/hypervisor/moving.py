@@ -72,6 +72,9 @@ class MovingVerbs(HypervisorVerbs, Protocol):
     def job(self, uuid: str) -> JobProgress | None:
         """How far `send` is, which another thread has called; None while it is not at work."""
 
+    def is_busy(self, uuid: str) -> bool:
+        """Whether libvirt is still at a job of the domain's, be it only its end; it begins no other until then."""
+
     def set_max_downtime(self, uuid: str, milliseconds: int) -> None:
         """How long the guest may stand still in the end."""
 

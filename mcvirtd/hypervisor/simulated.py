@@ -191,6 +191,9 @@ class SimulatedHypervisor:
     def job(self, uuid: str) -> JobProgress | None:  # noqa: ARG002
         return None
 
+    def is_busy(self, uuid: str) -> bool:  # noqa: ARG002
+        return False
+
     def set_max_downtime(self, uuid: str, milliseconds: int) -> None:  # noqa: ARG002
         return None
 

@@ -8,6 +8,7 @@ stands still on this node, and is nowhere else, runs on here. Nothing is decided
 from __future__ import annotations
 
 import logging
+import threading
 import time
 from datetime import UTC, datetime
 from typing import Any, Literal
@@ -32,6 +33,8 @@ log = logging.getLogger(__name__)
 
 # libvirt itself waits 30 s for a domain that is busy.
 ABANDON_WITHIN = 60.0
+_JOB_ENDS_WITHIN = 30.0
+_LOOK_EVERY = 0.1
 Outcome = Literal["here", "there", "gone"]
 
 
@@ -185,7 +188,18 @@ class Settlement:
         if state is not None and state.active and not state.running and ticket.online and _migrating(state):
             self._hypervisor.resume(ticket.uuid)
         self._disks.each("mend", machine, ticket)
+        if ticket.online:
+            self._until_no_job(ticket)
         return "here"
+
+    def _until_no_job(self, ticket: Ticket) -> None:
+        """libvirt may still be ending what was begun by a process that died; it takes no other migration until then."""
+        deadline = time.monotonic() + _JOB_ENDS_WITHIN
+        while self._hypervisor.is_busy(ticket.uuid):
+            if time.monotonic() > deadline:  # it may be somebody else's
+                log.warning("libvirt still works on domain '%s'", ticket.name)
+                return
+            threading.Event().wait(_LOOK_EVERY)
 
 
 def _migrating(state: DomainState) -> bool:

@@ -206,9 +206,19 @@ def test_all_reasons_are_told_together(cluster: ClusterNodes) -> None:
 
 def slow(cluster: ClusterNodes, name: str) -> str:
     """Begin a migration that takes longer than any test waits, and give its task once it sends."""
+    until(lambda: at_rest(cluster), "the nodes know each other, and nothing is left to be settled")
     task = go(cluster, 1, name, "--node", "node2", "--online", "--copy-storage", "--bandwidth", "1MiB")
-    until(lambda: sends(cluster, name), "it sends")
+    until(lambda: sends(cluster, name) or cluster[1].json("task", "list")[-1]["state"] != "RUNNING", "it sends")
+    now = cluster[1].json("task", "list")[-1]
+    assert now["state"] == "RUNNING", cluster[1].mcvirt("task", "watch", task, check=False).stderr
     return task
+
+
+def at_rest(cluster: ClusterNodes) -> bool:
+    """Whether the nodes reach each other both ways, and no task goes on or is due."""
+    statuses = {row["status"] for node in cluster for row in node.json("info")}
+    live = [task for node in cluster for task in node.json("task", "list") if task["state"] in ("RUNNING", "STUCK")]
+    return statuses == {"Local", "Connected"} and not live
 
 
 def sends(cluster: ClusterNodes, name: str) -> bool:
@@ -361,16 +371,11 @@ def test_other_libvirtd_dies_while_it_prepares(cluster: ClusterNodes) -> None:
         if not at_once:
             until(lambda: cluster[1].json("task", "list")[-1]["state"] in ("FAILED", "STUCK"), "it has failed")
         cluster[2].host.start_libvirtd()
-        until(lambda: at_rest(cluster), "it is settled", within=25)
+        until(lambda: at_rest(cluster), "it is settled")
         as_before(cluster, "web6")
         assert emulators(cluster[2], "web6") == []
     migrate(cluster, 1, "web6", "--node", "node2", "--online", "--copy-storage")
     end(cluster, "web6", 2)
-
-
-def at_rest(cluster: ClusterNodes) -> bool:
-    tasks = [task for node in cluster for task in node.json("task", "list")]
-    return not [task for task in tasks if task["state"] in ("RUNNING", "STUCK")]
 
 
 def emulators(node: McvirtNode, name: str) -> list[int]:

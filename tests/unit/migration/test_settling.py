@@ -251,3 +251,12 @@ def test_machine_that_may_run_there_is_neither_started_nor_changed_nor_deleted(s
     story.away = False
     world.tasks.settle()
     assert world.start() is None
+
+
+def test_stays_only_when_libvirt_is_done_with_it(story: Story, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a process that died had begun, libvirt ends by itself, and it refuses another migration until then."""
+    answers = [True, True, False]
+    monkeypatch.setattr(story.world.hypervisor, "is_busy", lambda uuid: answers.pop(0))
+    assert story.settlement.settle(story.ticket) == "here"
+    assert answers == []
+    story.is_here()
