@@ -22,13 +22,13 @@ def test_node_is_emptied_and_filled_again(drbd: Cluster) -> None:
     }
 
     second.mcvirt("node", "drain", "node1", within=240)
-    guest.settled(on=2)
+    assert guest.settled() == 2
     assert guest.counts(second, boots=1, beyond=2) > ticks
     assert {row["name"]: row["node"] for row in first.json("list")} == {"web1": "node2", "off1": "node2"}
     (row,) = [row for row in second.json("info") if row["name"] == "node1"]
     assert "off1, web1." in " ".join(row["warnings"])
 
     first.mcvirt("node", "drain", "node1", "--return", within=240)
-    guest.settled(on=1)
+    assert guest.settled() == 1
     guest.counts(first, boots=1, beyond=2)
     assert {row["name"]: row["node"] for row in second.json("list")} == {"web1": "node1", "off1": "node1"}
