@@ -36,8 +36,8 @@ demo: deps ## a virtual machine from its creation to its end, and a cluster of t
 test: deps ## the unit tests, and those with real libvirt and QEMU (these as root)
 	@exec $(PY) -m pytest tests/unit tests/node
 
-test-lab: deps ## the stories on complete nodes with LVM, DRBD and systemd, as emulated machines (as root)
-	@exec $(PY) -m pytest tests/lab
+test-lab: deps ## the stories on complete nodes with LVM, DRBD and systemd, as emulated machines (as root); LONG=1: also long ones
+	@MCVIRT_LAB_LONG=$(LONG) exec $(PY) -m pytest tests/lab
 
 lab: deps ## fresh nodes to try things on; DO='shell 1', DO=down, DO=help (as root)
 	@exec $(PY) -m tests.lab $(DO)

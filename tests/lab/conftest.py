@@ -129,8 +129,12 @@ def alongside_ended(request: pytest.FixtureRequest) -> Callable[[], None]:
     return ended
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Tests that want the same nodes follow each other: a cluster is joined once."""
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Long stories only if they are wanted; and tests that want the same nodes follow each other, who join once."""
+    if not os.environ.get("MCVIRT_LAB_LONG"):
+        long = [item for item in items if item.get_closest_marker("long")]
+        config.hook.pytest_deselected(items=long)
+        items[:] = [item for item in items if item not in long]
 
     def wants(item: pytest.Item) -> list[bool]:
         ours = item.path.is_relative_to(HERE)
