@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from mcvirt.api.drain import DrainApi
     from mcvirt.api.membership import ClusterApi
     from mcvirt.api.migration import MigrationApi
+    from mcvirt.api.move import MoveApi
     from mcvirt.api.network import NetworkApi
     from mcvirt.api.split_brain import SplitBrainApi
     from mcvirt.api.storage import HardDriveApi, IsoApi, StorageApi
@@ -60,6 +61,7 @@ _CONTRACTS = {
     "verification": ("verification", "VerificationApi"),
     "split_brain": ("split_brain", "SplitBrainApi"),
     "drains": ("drain", "DrainApi"),
+    "moves": ("move", "MoveApi"),
 }
 
 
@@ -159,6 +161,7 @@ class Client:
     verification: VerificationApi
     split_brain: SplitBrainApi
     drains: DrainApi
+    moves: MoveApi
 
     def __init__(
         self,

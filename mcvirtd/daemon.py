@@ -350,6 +350,7 @@ class Daemon:
             self._drbd.soundness.service,
             self._drbd.split_brain,
             self._moves.draining,
+            self._moves.sides,
         ]
         transport.configure()
         server = Server(

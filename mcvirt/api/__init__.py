@@ -11,6 +11,7 @@ def contracts() -> tuple[type, ...]:
     from mcvirt.api.drbd import DrbdApi
     from mcvirt.api.membership import ClusterApi
     from mcvirt.api.migration import MigrationApi
+    from mcvirt.api.move import MoveApi
     from mcvirt.api.network import NetworkApi
     from mcvirt.api.split_brain import SplitBrainApi
     from mcvirt.api.storage import HardDriveApi, IsoApi, StorageApi
@@ -36,4 +37,5 @@ def contracts() -> tuple[type, ...]:
         VerificationApi,
         SplitBrainApi,
         DrainApi,
+        MoveApi,
     )

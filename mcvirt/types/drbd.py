@@ -76,7 +76,10 @@ class DrbdLeg(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class DrbdInfo(msgspec.Struct, frozen=True, kw_only=True):
-    """A replicated hard drive. *failed*: its last verification found differences, and its machine can't be started."""
+    """A replicated hard drive. *failed*: its last verification found differences, and its machine can't be started.
+
+    *moving* says, in a sentence, that one side is being replaced by one on another node, which *legs* has then, too.
+    """
 
     disk: str
     vm: str | None
@@ -89,6 +92,7 @@ class DrbdInfo(msgspec.Struct, frozen=True, kw_only=True):
     out_of_sync: int = 0
     verified: datetime | None = None
     verification: str = ""
+    moving: str = ""
 
     @property
     def split_brain(self) -> bool:
@@ -99,6 +103,8 @@ class DrbdInfo(msgspec.Struct, frozen=True, kw_only=True):
         """What is wrong with it, a sentence each."""
         name = f"Hard drive {self.slot or self.disk}"
         found = []
+        if self.moving:
+            found.append(f"{name}: {self.moving}")
         if self.failed:
             found.append(f"{name} has not passed its last verification: its two sides differ.")
         if self.split_brain:

@@ -36,6 +36,7 @@ class LegCommand(str, Enum):
     UP = "up"
     DOWN = "down"
     PRIMARY = "primary"
+    PRIMARY_FORCED = "primary --force"
     SECONDARY = "secondary"
     CONNECT = "connect"
     CONNECT_DISCARDING = "connect --discard-my-data"

@@ -20,6 +20,7 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
     "shutdown": ("power", MACHINES, "Ask the guests of virtual machines to shut down"),
     "reset": ("power", MACHINES, "Press the reset button of virtual machines"),
     "migrate": ("migrate", MACHINES, "Move a virtual machine to another node"),
+    "move": ("move", MACHINES, "Move one side of a virtual machine's replicated disks to another node"),
     "console": ("console", MACHINES, "Use the serial console of a virtual machine"),
     "lock": ("machine", MACHINES, "Lock a virtual machine against changes, or unlock it"),
     "register": ("machine", MACHINES, "Register a virtual machine on this node"),

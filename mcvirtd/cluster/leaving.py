@@ -13,7 +13,8 @@ from mcvirtd.auth.grants import drop_vm
 from mcvirtd.cluster.joining import no_tasks
 from mcvirtd.cluster.membership import Membership
 from mcvirtd.cluster.peers import Peers
-from mcvirtd.state.records import BackendRecord, DiskRecord, DrainRecord, NodeRecord, VmRecord
+from mcvirtd.drbd.former_legs import forget_node
+from mcvirtd.state.records import BackendRecord, DiskRecord, DrainRecord, NodeRecord, ReplicaClaimRecord, VmRecord
 from mcvirtd.state.store import Change
 from mcvirtd.tasks.task import step
 
@@ -35,7 +36,10 @@ class Leaving:
         machines = self._store.all(VmRecord).values()
         everything = self._store.all(DiskRecord).values()
         disks = [disk for disk in everything if set(disk.nodes) == {node}]
+        claims = self._store.all(ReplicaClaimRecord)
+        coming = {disk for disk, claim in claims.items() if node in claim.nodes}
         legs = [disk for disk in everything if disk.replica is not None and node in disk.nodes and disk not in disks]
+        legs += [disk for disk in everything if disk.id in coming and node not in disk.nodes]
         backends = [each.name for each in self._store.all(BackendRecord).values() if set(each.nodes) == {node}]
         bound = [vm.name for vm in machines if vm.node == node or set(vm.nodes) == {node}]
         return LeaveReport(
@@ -91,7 +95,12 @@ class Leaving:
         for what, names, hint in (
             ("virtual machines", report.machines, "Migrate, move or delete them first"),
             ("hard drives that are there only", report.disks, "Move or delete them first"),
-            ("one side of replicated hard drives", report.legs, "Delete them first"),
+            (
+                "one side of replicated hard drives",
+                report.legs,
+                f"`mcvirt move --source-node {node} --destination-node NODE VM` moves those of a machine; or delete "
+                "them",
+            ),
             ("storage backends that are there only", report.backends, "Delete them first"),
         ):
             if names:
@@ -122,6 +131,7 @@ class Leaving:
             elif node in vm.nodes or vm.node == node:
                 nodes = tuple(name for name in vm.nodes if name != node)
                 change.edit(VmRecord, vm.name, nodes=nodes, node=None if vm.node == node else vm.node)
+        forget_node(change, node)
         change.delete(DrainRecord, node)
         change.delete(NodeRecord, node)
 

@@ -27,6 +27,7 @@ from mcvirt.units import format_size
 from mcvirtd.drbd.claims import claim
 from mcvirtd.drbd.config import metadata_size, resource_name
 from mcvirtd.drbd.local_legs import Legs, States
+from mcvirtd.drbd.resources import being_replaced
 from mcvirtd.drbd.roles import Roles
 from mcvirtd.host.drbd_numbers import device_size
 from mcvirtd.state.records import DiskRecord, NodeRecord, Replica, ReplicaClaimRecord
@@ -129,6 +130,8 @@ class ReplicatedDisks:
 
     def check_delete(self, record: DiskRecord) -> None:
         """Raise if not both nodes can delete their leg now."""
+        if why := being_replaced(self._store, record):
+            raise Conflict(text=f"Hard drive {record.id} can't be deleted: {why}")
         for node in self._members(record.nodes):
             state = self._legs(node).state(record.id)
             if state is not None and state.role == "Primary" and state.open:
@@ -188,9 +191,16 @@ class ReplicatedDisks:
         """Undo what a node was making that is no member any more, where this node was to have a leg of it."""
         members = self._store.all(NodeRecord)
         for claimed in list(self._store.all(ReplicaClaimRecord).values()):
-            if claimed.coordinator not in members and self._node in claimed.nodes:
-                log.warning("hard drive %s was being made by node %s, which is gone", claimed.disk, claimed.coordinator)
+            if claimed.coordinator in members or self._node not in claimed.nodes:
+                continue
+            log.warning("hard drive %s was being made by node %s, which is gone", claimed.disk, claimed.coordinator)
+            if claimed.replacement is None:
                 self._undo_create(claimed.disk, claimed.backend, list(claimed.nodes))
+            else:
+                # This is its new side, copied from one that is gone: its other one is what is left of it.
+                self._drop(claimed.disk, claimed.backend, [self._node])
+                with self._store.change() as change:
+                    change.delete(ReplicaClaimRecord, claimed.disk)
 
     # --- what there is ------------------------------------------------------------------------------------------------
 

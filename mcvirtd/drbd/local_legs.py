@@ -11,14 +11,14 @@ from typing import Protocol
 import msgspec
 
 from mcvirt import names
-from mcvirt.errors import BackendUnavailable, Conflict, NoSpace, ProgramMissing
+from mcvirt.errors import BackendUnavailable, CommandFailed, Conflict, NoSpace, ProgramMissing
 from mcvirt.types.drbd import ResourceState
 from mcvirt.types.replica import LegCommand, LegSpec, Outlook
 from mcvirt.types.storage import BackendType
 from mcvirt.types.vm import DiskDriver, StorageType
 from mcvirt.units import format_size
 from mcvirtd.drbd.config import Resource, addresses, metadata_size, resource_name
-from mcvirtd.drbd.resources import resource_of
+from mcvirtd.drbd.resources import as_connected, lonely_resource_of, resource_of
 from mcvirtd.drbd.status import Progress as Measured
 from mcvirtd.host.drbd_numbers import minors_in_use, ports_in_use
 from mcvirtd.state.records import BackendRecord, DiskRecord, DrbdRecord, NodeRecord, Replica, ReplicaClaimRecord
@@ -42,10 +42,10 @@ class Verbs(Protocol):
     def create_metadata(self, name: str) -> None: ...
     def up(self, name: str) -> None: ...
     def down(self, name: str) -> None: ...
-    def primary(self, name: str) -> None: ...
+    def primary(self, name: str, *, force: bool = False) -> None: ...
     def secondary(self, name: str) -> None: ...
     def connect(self, name: str, *, discard_my_data: bool = False) -> None: ...
-    def disconnect(self, name: str) -> None: ...
+    def disconnect(self, name: str, *, force: bool = False) -> None: ...
     def outdate(self, name: str) -> None: ...
     def invalidate(self, name: str) -> None: ...
     def verify(self, name: str) -> None: ...
@@ -117,7 +117,8 @@ class LocalLegs:
         self._states = states
         self._lock = threading.Lock()
         self._making: dict[str, _Making] = {}
-        # A request to make a leg may arrive after the one to drop it: IDs are never used again.
+        # A request to make a leg may arrive after the one to drop it. IDs are never used again, and a leg that comes
+        # back to a node that had one has another secret.
         self._dropped: set[str] = set()
 
     # --- looking ------------------------------------------------------------------------------------------------------
@@ -160,6 +161,7 @@ class LocalLegs:
         check_size(leg.size)
         with self._alone(leg.disk) as unwanted:
             backend = self._claimed(leg)
+            self._dropped.discard(leg.disk)  # one that it had before
             resource = resource_of(self._store, self._disk_of(leg), self._node)
             volumes = self._volumes(backend)
             data, metadata = replica_volumes(volume_of(leg.disk))
@@ -182,7 +184,7 @@ class LocalLegs:
         """The backend, if the leg is really to be made."""
         claim = self._store.get(ReplicaClaimRecord, leg.disk)
         told = (leg.backend, leg.minor, leg.port, leg.nodes)
-        if leg.disk in self._dropped or claim is None or told != _facts(claim):
+        if claim is None or _making(claim) in self._dropped or told != _facts(claim) or self._has_it(claim, leg):
             raise Conflict(
                 text=f"Hard drive {leg.disk} is not to be made, as far as node '{self._node}' knows. It may have been "
                 "given up, or the node has not caught up with the cluster yet."
@@ -193,6 +195,11 @@ class LocalLegs:
                 text=f"Storage backend '{backend.name}' can't have replicated hard drives on '{self._node}'."
             )
         return backend
+
+    def _has_it(self, claim: ReplicaClaimRecord, leg: LegSpec) -> bool:
+        """Only the new side of a hard drive that there is already is ever made."""
+        new = claim.replacement
+        return new is not None and (new.secret != leg.secret or claim.coordinator == self._node)
 
     @staticmethod
     def _disk_of(leg: LegSpec) -> DiskRecord:
@@ -210,8 +217,9 @@ class LocalLegs:
     def drop(self, disk: str, backend: str) -> None:
         """Delete the leg and whatever there is of it."""
         name = resource_name(_checked(disk))
+        claim = self._store.get(ReplicaClaimRecord, disk)
         with self._lock:
-            self._dropped.add(disk)
+            self._dropped.add(disk if claim is None else _making(claim))
             if (making := self._making.get(disk)) is not None:
                 making.unwanted.set()
         with self._alone(disk):
@@ -241,7 +249,9 @@ class LocalLegs:
         name = resource_name(_checked(disk))
         with self._alone(disk):
             record = self._store.get(DiskRecord, disk)
-            if record is None or disk in self._dropped:
+            if record is not None:
+                record = as_connected(self._store, record, self._node)
+            if record is None or disk in self._dropped or self._node not in record.nodes:
                 return True
             if not self._states.alive:
                 return False
@@ -255,6 +265,42 @@ class LocalLegs:
             log.info("DRBD resource %s uses other addresses from now on", name)
             self._verbs.adjust(name)
         return True
+
+    def reconnect(self, disk: str) -> None:
+        """Have the leg be connected with the side that the records say, as they say; its data is the newer one.
+
+        A leg that is the only one is connected with nobody.
+        """
+        name = resource_name(_checked(disk))
+        with self._alone(disk):
+            record = self._store.get(DiskRecord, disk)
+            if record is None:
+                return
+            record = as_connected(self._store, record, self._node)
+            alone = len(record.nodes) < 2
+            resource = (lonely_resource_of if alone else resource_of)(self._store, record, self._node)
+            state = self._states.state(name)
+            if state is None:
+                self._verbs.write_resource(resource)
+                return  # who brings it up goes by that
+            if state.connection != "StandAlone" and self._verbs.addresses(name) == addresses(resource):
+                return
+            # drbdadm looks for what is to be disconnected in the file: it must still be the old one.
+            self._cut(name)
+            if state.role != "Primary":
+                # A Primary that is left alone begins another generation by itself. Else nothing would tell the old
+                # side, which is not copied to any more, from this one.
+                self._verbs.new_current_uuid(name)
+            self._verbs.write_resource(resource)
+            if not alone:
+                self._verbs.adjust(name)
+
+    def _cut(self, name: str) -> None:
+        try:
+            self._verbs.disconnect(name)
+        except CommandFailed as error:
+            log.warning("DRBD resource %s is disconnected by force: %s", name, error)
+            self._verbs.disconnect(name, force=True)
 
     def grow(self, disk: str, size: int, *, cancel: threading.Event | None = None) -> int:
         """Make the volumes long enough."""
@@ -273,7 +319,7 @@ class LocalLegs:
             self._known(disk)
         record = self._store.get(DiskRecord, disk)
         if command is LegCommand.UP and record is not None:
-            self._prepare(record)
+            self._prepare(as_connected(self._store, record, self._node))
         self._act(command, resource_name(disk))
 
     def _prepare(self, record: DiskRecord) -> None:
@@ -290,6 +336,7 @@ class LocalLegs:
             LegCommand.UP: lambda: verbs.up(name),
             LegCommand.DOWN: lambda: verbs.down(name),
             LegCommand.PRIMARY: lambda: verbs.primary(name),
+            LegCommand.PRIMARY_FORCED: lambda: verbs.primary(name, force=True),
             LegCommand.SECONDARY: lambda: verbs.secondary(name),
             LegCommand.CONNECT: lambda: verbs.connect(name),
             LegCommand.CONNECT_DISCARDING: lambda: verbs.connect(name, discard_my_data=True),
@@ -347,6 +394,11 @@ class _Either(threading.Event):
 
 def _checked(disk: str) -> str:
     return names.object_id(disk, "hd", "hard drive")
+
+
+def _making(claim: ReplicaClaimRecord) -> str:
+    """What tells one making of a leg from any other."""
+    return claim.disk if claim.replacement is None else f"{claim.disk} {claim.replacement.secret}"
 
 
 def _facts(claim: ReplicaClaimRecord) -> tuple[str, int, int, tuple[str, ...]]:

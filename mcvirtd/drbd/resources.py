@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
+import msgspec
+
 from mcvirt.errors import DrbdUnavailable, NotFound
 from mcvirtd.drbd.config import Common, Leg, Resource, resource_name
-from mcvirtd.state.records import BackendRecord, DiskRecord, NodeRecord
+from mcvirtd.state.records import BackendRecord, DiskRecord, NodeRecord, Replica, ReplicaClaimRecord
 from mcvirtd.state.store import Store
 
 DATA, METADATA = "-drbd-raw", "-drbd-meta"
@@ -15,12 +17,37 @@ DATA, METADATA = "-drbd-raw", "-drbd-meta"
 
 
 def replicas_on(store: Store, node: str) -> Mapping[str, DiskRecord]:
-    """The replicated hard drives that have a leg on *node*, by the names of their resources."""
-    return {
-        resource_name(disk.id): disk
-        for disk in store.all(DiskRecord).values()
-        if disk.replica is not None and node in disk.nodes
-    }
+    """The replicated hard drives that have a leg on *node*, by the names of their resources; see `as_connected`."""
+    disks = (as_connected(store, disk, node) for disk in store.all(DiskRecord).values())
+    return {resource_name(disk.id): disk for disk in disks if disk.replica is not None and node in disk.nodes}
+
+
+def replacement_of(store: Store, disk: str) -> ReplicaClaimRecord | None:
+    """The claim for a side on another node than the hard drive has one on now; None if there is none."""
+    claim = store.get(ReplicaClaimRecord, disk)
+    return claim if claim is not None and claim.replacement is not None else None
+
+
+def as_connected(store: Store, disk: DiskRecord, node: str) -> DiskRecord:
+    """The hard drive as *node* has it connected.
+
+    While a new side is being copied, the side that stays and the new one have each other, whatever the record says.
+    """
+    claim = replacement_of(store, disk.id)
+    if claim is None or claim.replacement is None or not claim.replacement.copying or node not in claim.nodes:
+        return disk
+    replica = Replica(minor=claim.minor, port=claim.port, secret=claim.replacement.secret)
+    return msgspec.structs.replace(disk, nodes=claim.nodes, replica=replica)
+
+
+def being_replaced(store: Store, disk: DiskRecord) -> str:
+    """That a side of the hard drive is being replaced, in a sentence; '' if none is."""
+    claim = replacement_of(store, disk.id)
+    if claim is None or claim.replacement is None:
+        return ""
+    new = next((node for node in claim.nodes if node != claim.coordinator), "")
+    where = f"moved from node '{claim.replacement.source}' to" if claim.replacement.source else "made on"
+    return f"one of its two sides is being {where} node '{new}'; `mcvirt task list` shows the task."
 
 
 def resource_of(store: Store, disk: DiskRecord, node: str) -> Resource:
@@ -38,6 +65,23 @@ def resource_of(store: Store, disk: DiskRecord, node: str) -> Resource:
         secret=disk.replica.secret,
         local=_leg(store, backend, disk, node),
         peer=_leg(store, backend, disk, others[0]),
+    )
+
+
+def lonely_resource_of(store: Store, disk: DiskRecord, node: str) -> Resource:
+    """What the hard drive's resource is on *node*, the only one that has a leg of it: connected with nobody."""
+    backend = store.get(BackendRecord, disk.backend)
+    if disk.replica is None or backend is None:
+        raise DrbdUnavailable(reason=f"hard drive {disk.id} is not replicated.")
+    local = _leg(store, backend, disk, node)
+    nobody = "::1" if ":" in local.address else "127.0.0.1"
+    return Resource(
+        name=resource_name(disk.id),
+        minor=disk.replica.minor,
+        port=disk.replica.port,
+        secret=disk.replica.secret,
+        local=local,
+        peer=msgspec.structs.replace(local, node="nobody", address=nobody),
     )
 
 

@@ -7,13 +7,14 @@ from collections.abc import Callable
 from mcvirt.types.drbd import ResourceState
 from mcvirtd.drbd.reader import Reader
 from mcvirtd.drbd.status import GAP, Event
-from mcvirtd.state.records import NodeRecord
+from mcvirtd.state.records import FormerLegRecord, NodeRecord
 from mcvirtd.state.store import Change, Store
 
 
 class Returns:
     """Calls *attend*, which must be quick, when another side is back and says what it has, when a node is back, when
-    this kernel is read (again), and when a node's record has changed, as its address does.
+    this kernel is read (again), when a node's record has changed, as its address does, and when a node is to delete
+    what it had.
     """
 
     def __init__(self, *, store: Store, reader: Reader) -> None:
@@ -28,7 +29,7 @@ class Returns:
         self.attend()
 
     def _on_change(self, change: Change) -> None:
-        if any(kind == NodeRecord.kind for kind, _ in change.puts):
+        if any(kind in (NodeRecord.kind, FormerLegRecord.kind) for kind, _ in change.puts):
             self.attend()
 
     def _on_event(self, event: Event, state: ResourceState | None) -> None:

@@ -14,6 +14,7 @@ from mcvirt.types.replica import LegCommand
 from mcvirtd.drbd.config import resource_name
 from mcvirtd.drbd.local_legs import Legs, States
 from mcvirtd.drbd.reader import describe
+from mcvirtd.drbd.resources import as_connected, being_replaced, replacement_of
 from mcvirtd.drbd.verifications import difference, differing
 from mcvirtd.state.records import DiskRecord
 from mcvirtd.state.store import Store
@@ -65,11 +66,24 @@ class Roles:
             return "DRBD's events can't be read on this node; the log of mcvirtd says why."
         if self._heedless():
             return ""
-        if unreliable := difference(self._store, record):
+        record = as_connected(self._store, record, self._node)
+        if unreliable := difference(self._store, record) or self._left_behind(record):
             return unreliable
         state = self._come(record)
         # One that is down is brought up when it is needed; only then the kernel can say more.
         return "" if state is None else self._against(record, state)
+
+    def _left_behind(self, record: DiskRecord) -> str:
+        """That another side is being made instead of this one, which gets nothing any more; '' if it is not so."""
+        claim = replacement_of(self._store, record.id)
+        if claim is None or claim.replacement is None or self._node in claim.nodes:
+            return ""
+        if claim.replacement.phase == "making":
+            return ""
+        return (
+            f"{being_replaced(self._store, record)} Its data on this node is as old as the beginning of that. If node "
+            f"'{claim.coordinator}', which has the newest, is gone for good, --ignore-drbd goes on with it."
+        )
 
     def _come(self, record: DiskRecord) -> ResourceState | None:
         """The leg; one that is just being brought up, as when its node was switched on, once it knows what it has."""
@@ -104,7 +118,7 @@ class Roles:
     def unequal(self, record: DiskRecord) -> str:
         """Why its two sides are not connected, equal and at rest, in a sentence; '' if they are."""
         state = self._states.state(resource_name(record.id))
-        if problem := self.problem(record):
+        if problem := self.problem(record) or being_replaced(self._store, record):
             return problem
         if state is None or not state.both_good:
             return f"its two sides are not connected and up to date: {describe(state)}"
@@ -131,12 +145,15 @@ class Roles:
         state = self._states.state(name)
         if state is not None and state.role == "Primary":
             return
+        record = as_connected(self._store, record, self._node)
         if state is None:
             self._legs.command(record.id, LegCommand.UP)
         state = self._settled(record, name)
         if not self._heedless() and (problem := self._against(record, state)):
             raise Conflict(text=f"Hard drive {record.id} can't be used: {problem}")
-        self._legs.command(record.id, LegCommand.PRIMARY)
+        # The kernel, too, knows that this side is old, or can't know that it is not: to go on is somebody's word.
+        forced = self._heedless() and state.disk in ("Outdated", "Consistent")
+        self._legs.command(record.id, LegCommand.PRIMARY_FORCED if forced else LegCommand.PRIMARY)
         self._states.wait(name, lambda now: now is not None and now.role == "Primary", READY_WITHIN)
 
     def _settled(self, record: DiskRecord, name: str) -> ResourceState:

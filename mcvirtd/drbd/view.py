@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from mcvirt.types.drbd import DrbdInfo, DrbdLeg, ResourceState
 from mcvirtd.cluster.live import Known
 from mcvirtd.drbd.config import resource_name
+from mcvirtd.drbd.resources import being_replaced, replacement_of
 from mcvirtd.state.records import DiskRecord, VerificationRecord
 from mcvirtd.state.store import Store
 
@@ -28,11 +29,12 @@ class ReplicaView:
         self._live = live
 
     def of(self, disk: DiskRecord) -> tuple[DrbdLeg, ...]:
-        """The two sides of a hard drive; none of one that is not replicated."""
+        """The two sides of a hard drive, and a new one that is being made; none of one that is not replicated."""
         if disk.replica is None:
             return ()
-        name = resource_name(disk.id)
-        return tuple(self._leg(node, name) for node in disk.nodes)
+        claim, name = replacement_of(self._store, disk.id), resource_name(disk.id)
+        nodes = disk.nodes if claim is None else dict.fromkeys((*disk.nodes, *claim.nodes))
+        return tuple(self._leg(node, name) for node in nodes)
 
     def _leg(self, node: str, name: str) -> DrbdLeg:
         if node == self._node:
@@ -64,6 +66,7 @@ class ReplicaView:
             out_of_sync=max((leg.state.out_of_sync for leg in legs if leg.state is not None), default=0),
             verified=last.ended if last is not None else None,
             verification=last.result if last is not None else "",
+            moving=being_replaced(self._store, disk),
         )
 
     def all(self) -> tuple[DrbdInfo, ...]:

@@ -20,11 +20,13 @@ from mcvirtd.drbd.config import resource_name
 from mcvirtd.drbd.disks import ReplicatedDisks
 from mcvirtd.drbd.enabling import Enabling, on_each
 from mcvirtd.drbd.fencing import Fenced
+from mcvirtd.drbd.former_legs import FormerLegs
 from mcvirtd.drbd.here import DrbdHere
 from mcvirtd.drbd.local_legs import LocalLegs
 from mcvirtd.drbd.peer_legs import DrbdPeerService, legs_by_node
 from mcvirtd.drbd.readdressing import Readdressing
 from mcvirtd.drbd.rejoining import Rejoining
+from mcvirtd.drbd.replacing import Replacing
 from mcvirtd.drbd.returns import Returns
 from mcvirtd.drbd.roles import Roles
 from mcvirtd.drbd.service import DrbdService
@@ -48,6 +50,7 @@ class Drbd:
     *windows* are the times in which both sides of one may be Primary, and *rejoining* is for what came of that.
     *disks* makes and deletes replicated hard drives, *legs* are their sides on each node, *peer_service* answers
     for those on this one, and *roles* says who may write.
+    *replacing* gives them sides on other nodes.
     *readdressing* has them follow the nodes' addresses, and *returns* hears of what they wait for.
     *soundness* sees to it that both sides are equal, *split_brain* to those that have gone different ways; what another
     node asks of this one for that, *split_peer* answers.
@@ -103,6 +106,10 @@ class Drbd:
             used_paths=hypervisor.list_block_paths,
         )
 
+        self.replacing = Replacing(
+            store=store, journal=journal, node=node, local=local, legs=self.legs, states=self.here.reader
+        )
+        self._former = FormerLegs(store, node, local.drop)
         self.readdressing = Readdressing(
             store=store, node=node, readdress=local.readdress, moving=self.windows.is_open
         )
@@ -159,13 +166,14 @@ class Drbd:
         return (StorageType.LOCAL, StorageType.DRBD) if self.here.enabled else (StorageType.LOCAL,)
 
     def settle(self) -> None:
-        """Bring up what is down, move what has moved, and undo what a node that is gone was making.
+        """Bring up what is down, move what has moved, undo what a node that is gone was making, delete old sides.
 
         For a timer, and when *returns* hears of something.
         """
         self.here.settle()
         self.readdressing.follow()
         self.disks.settle_claims()
+        self._former.settle()
 
     def start(self) -> None:
         """Do what the cluster's record of DRBD says."""

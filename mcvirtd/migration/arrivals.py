@@ -173,9 +173,9 @@ class Arrivals(ArrivalApi):
                     self._copies.check(disk, reasons)
                     paths[disk.id] = self._copies.path(disk)
                 elif self._node not in disk.nodes:
-                    backend = f"storage backend '{disk.backend}'"
+                    places = " and ".join(disk.nodes)
                     raise Conflict(
-                        text=f"Hard drive {disk.id} is on {backend}, which node '{self._node}' does not have."
+                        text=f"Hard drive {disk.id} is on {places} only, and so node '{self._node}' can't use it."
                     )
                 else:
                     drbd = disk.storage_type is StorageType.DRBD

@@ -30,6 +30,8 @@ from mcvirtd.migration.replicas import ArrivingReplicas
 from mcvirtd.migration.replicated import ReplicatedDisks
 from mcvirtd.migration.service import MigrationService
 from mcvirtd.migration.settling import Settlement
+from mcvirtd.migration.side_plans import SidePlanner
+from mcvirtd.migration.sides import Sides
 from mcvirtd.migration.volumes import Copies
 from mcvirtd.migration.waiting import Waits
 from mcvirtd.storage.backends import Nodes
@@ -45,7 +47,7 @@ _encode = msgspec.json.Encoder().encode
 
 
 class Moves:
-    """*service*, *arrivals* and *draining* answer the contracts MigrationApi, ArrivalApi and DrainApi.
+    """*service*, *arrivals*, *draining* and *sides* answer MigrationApi, ArrivalApi, DrainApi and MoveApi.
 
     *uri* is where libvirt is; *carry_on* has the connection of the call that is being answered carried, *stopping* says
     whether mcvirtd is about to end. *door* does an operation as a user's call, *rows* and *nodes* are all machines and
@@ -138,6 +140,18 @@ class Moves:
             reachable=reachable,
         )
 
+        self.sides = Sides(
+            ground,
+            planner=SidePlanner(
+                ground,
+                replicas=drbd.disks,
+                roles=drbd.roles,
+                states=drbd.here.reader,
+                reachable=reachable,
+            ),
+            replacing=drbd.replacing,
+            reachable=reachable,
+        )
         self.draining = Draining(ground, Errands(peers, node=ground.node, door=door), rows=rows, nodes=nodes)
 
     def wait_on(self) -> None:
@@ -148,6 +162,12 @@ class Moves:
                 return _encode(self.service.wait(name, waiting))
 
             self._tasks.start("migration.migrate", name, waiting.by, work, self._note)
+        for name, by in self.sides.left().items():
+
+            def go_on(name: str = name) -> bytes:
+                return _encode(self.sides.go_on(name))
+
+            self._tasks.start("move.move", name, by, go_on, self._note)
 
     def settle(self, settle: Callable[[], None]) -> None:
         """Have *settle* called when a node can be asked (again) how a migration ended; for a timer."""

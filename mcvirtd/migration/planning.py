@@ -32,6 +32,7 @@ from mcvirtd.state.records import NodeRecord, VmRecord
 from mcvirtd.vm import checks
 from mcvirtd.vm.design import AcceleratorOfNode, Machine
 from mcvirtd.vm.ground import Ground
+from mcvirtd.vm.unsettled import disks_rest
 
 EXAMINE_WITHIN = 30.0
 # Bytes a second that are assumed for the estimate where nobody has limited them.
@@ -140,6 +141,8 @@ class MigrationPlanner:
             reasons.add(VmPaused(name=vm.name))
         elif active and not wanted.online and not wanted.wait_for_shutdown:
             reasons.add(VmRunning(name=vm.name))
+        with reasons.gather():
+            disks_rest(self._store, vm.name)
         if vm.unfinished:
             reasons.add(Conflict(text=f"The creation of virtual machine '{vm.name}' was not finished."))
         if self._unsettled(vm.name):

@@ -42,7 +42,7 @@ _SUBJECTS = ("name", "vm", "disk", "user", "spec", "session", "task", "volume", 
 # What else the audit trail names: to whom something was given, which hard drive a machine got.
 _OTHERS = (
     *("vm", "disk", "user", "users", "permissions", "volume", "backend", "iso", "interface"),
-    *("owner_is_off", "leader_is_off"),
+    *("owner_is_off", "leader_is_off", "source", "destination"),
 )
 _LONGEST_ABOUT = 300
 

@@ -6,7 +6,7 @@ Sizes are in bytes. A record's key is its first field; ids never change, names d
 from __future__ import annotations
 
 from datetime import datetime
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import msgspec
 
@@ -117,8 +117,32 @@ class DiskRecord(Record, frozen=True, kw_only=True):
     deleter: str = ""
 
 
+class Replacement(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A hard drive gets a side on another node instead of the one that it has on *source* ("": it has no other side).
+
+    While it is *copying*, the side that stays is connected with the new one, by *secret*, and no longer with the old
+    one; *undoing* it goes back to that. *by* is who wants it.
+    """
+
+    source: str
+    secret: str
+    by: str
+    phase: Literal["making", "copying", "undoing"] = "making"
+
+    @property
+    def copying(self) -> bool:
+        """Whether the two new sides are the ones that are connected."""
+        return self.phase == "copying"
+
+    def __repr__(self) -> str:
+        return f"Replacement({self.source!r}, by {self.by!r}, {self.phase})"
+
+
 class ReplicaClaimRecord(Record, frozen=True, kw_only=True):
-    """A minor and a port taken for the hard drive *disk*, which *coordinator* is making on *nodes* of *backend*."""
+    """A minor and a port taken for the hard drive *disk*, which *coordinator* is making on *nodes* of *backend*.
+
+    With a *replacement* the hard drive is there, on *coordinator*, and only its side on the other node is made.
+    """
 
     kind: ClassVar[str] = "replica_claim"
 
@@ -128,6 +152,22 @@ class ReplicaClaimRecord(Record, frozen=True, kw_only=True):
     port: int
     nodes: tuple[str, ...]
     coordinator: str
+    replacement: Replacement | None = None
+
+
+class FormerLegRecord(Record, frozen=True, kw_only=True):
+    """Node *node* is to delete the side that it had of the hard drive *disk*, as soon as it can.
+
+    Until then its kernel may look for the other side at *port*.
+    """
+
+    kind: ClassVar[str] = "former_leg"
+
+    name: str
+    disk: str
+    node: str
+    backend: str
+    port: int
 
 
 class VerificationRun(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -280,6 +320,7 @@ RECORDS: dict[str, type[Record]] = {
         BackendRecord,
         DiskRecord,
         ReplicaClaimRecord,
+        FormerLegRecord,
         VerificationRecord,
         SplitUndoRecord,
         DrbdRecord,

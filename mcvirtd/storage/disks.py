@@ -21,7 +21,13 @@ from mcvirt.errors import (
 from mcvirt.types.storage import VolumeFormat
 from mcvirt.types.vm import DiskDriver, DiskSpec, StorageType
 from mcvirt.units import SECTOR
-from mcvirtd.state.records import BackendRecord, DiskRecord, SplitUndoRecord, VerificationRecord
+from mcvirtd.state.records import (
+    BackendRecord,
+    DiskRecord,
+    ReplicaClaimRecord,
+    SplitUndoRecord,
+    VerificationRecord,
+)
 from mcvirtd.state.store import Change, Store
 from mcvirtd.storage import backends
 from mcvirtd.storage.backends import Nodes
@@ -168,6 +174,7 @@ class Disks:
         self._of(record).take_down(record)
         try:
             with self._store.change() as change:
+                _unclaimed(change, record.id)
                 change.edit(DiskRecord, record.id, deleting=True, deleter=current_task().id)
         except McvirtError:
             self._of(record).bring_up(record)
@@ -312,7 +319,14 @@ def detached(change: Change, disk: str) -> DiskRecord:
         raise NotFound(kind="hard drive", name=disk, hint=" It was deleted meanwhile.")
     if record.vm is not None:
         raise DiskInUse(disk=disk, vm=record.vm)
+    _unclaimed(change, disk)
     return record
+
+
+def _unclaimed(change: Change, disk: str) -> None:
+    """No side of the hard drive is being made anew; Conflict otherwise."""
+    if change.get(ReplicaClaimRecord, disk) is not None:
+        raise Conflict(text=f"Hard drive {disk} is being moved to another node; `mcvirt task list` shows the task.")
 
 
 def refuse_deleting(record: DiskRecord) -> None:

@@ -28,7 +28,7 @@ from mcvirtd.vm.design import Machine
 from mcvirtd.vm.ground import Ground
 from mcvirtd.vm.planning import ChangePlanner, Plan, nodes_with
 from mcvirtd.vm.release import RELEASE_DISK
-from mcvirtd.vm.unsettled import settled
+from mcvirtd.vm.unsettled import disks_rest, settled
 
 log = logging.getLogger(__name__)
 
@@ -157,6 +157,8 @@ class Changes:
             checks.unlocked(machine.vm)
         with reasons.gather():
             settled(self._journal, machine.vm.name)
+        with reasons.gather():
+            disks_rest(self._store, name)
         with reasons.gather():
             if machine.vm.node is not None:
                 checks.registered_here(machine.vm, self._node)

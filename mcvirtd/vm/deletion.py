@@ -17,7 +17,7 @@ from mcvirtd.tasks.task import step
 from mcvirtd.vm import checks
 from mcvirtd.vm.design import disks_of
 from mcvirtd.vm.ground import Ground
-from mcvirtd.vm.unsettled import settled
+from mcvirtd.vm.unsettled import disks_rest, settled
 
 
 class Deletion:
@@ -45,6 +45,8 @@ class Deletion:
             checks.unlocked(vm)
         with reasons.gather():
             settled(self._journal, name)
+        with reasons.gather():
+            disks_rest(self._store, name)
         if vm.delete_protection:
             reasons.add(VmProtected(name=name))
         for disk in () if keep_disks else disks_of(self._store, name):

@@ -18,7 +18,7 @@ from mcvirtd.vm.creation import new_mac
 from mcvirtd.vm.design import Machine
 from mcvirtd.vm.domains import HOT_BUSES
 from mcvirtd.vm.ground import Ground
-from mcvirtd.vm.unsettled import settled
+from mcvirtd.vm.unsettled import disks_rest, settled
 
 
 class Plan(msgspec.Struct, frozen=True, kw_only=True):
@@ -58,6 +58,9 @@ class ChangePlanner:
             checks.unlocked(vm)
         with reasons.gather():
             settled(self._journal, name)
+        if change.add_disks or change.delete_disk is not None or change.grow_disk is not None:
+            with reasons.gather():
+                disks_rest(self._store, name)
         vm = self._plan_values(vm, change, reasons)
         vm = self._plan_adapters(vm, change, reasons)
         deleted = self._plan_delete(machine, change, reasons)

@@ -1,8 +1,10 @@
-"""Machines of this node of which it is not known yet whether they are on another by now."""
+"""Machines of this node of which it is not known yet whether they, or their disks, are on another by now."""
 
 from __future__ import annotations
 
 from mcvirt.errors import Conflict
+from mcvirtd.state.records import DiskRecord, ReplicaClaimRecord
+from mcvirtd.state.store import Store
 from mcvirtd.tasks.task import current_task
 from mcvirtd.tasks.transaction import Journal
 
@@ -21,4 +23,14 @@ def settled(journal: Journal, name: str) -> None:
                 text=f"The migration of virtual machine '{name}' to node '{ticket['target']}' is not settled yet, and "
                 f"so it may run there. It is settled as soon as node '{ticket['target']}' can be asked; `mcvirt task "
                 "list` shows it."
+            )
+
+
+def disks_rest(store: Store, name: str) -> None:
+    """No hard drive of the machine is being moved to another node; Conflict otherwise."""
+    for disk in store.all(DiskRecord).values():
+        if disk.vm == name and store.get(ReplicaClaimRecord, disk.id) is not None:
+            raise Conflict(
+                text=f"Hard drives of virtual machine '{name}' are being moved to another node. Wait until that is "
+                "done, or cancel it: `mcvirt task list` shows the task."
             )

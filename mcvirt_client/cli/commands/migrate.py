@@ -12,6 +12,7 @@ from mcvirt_client.cli.report import UsageError
 
 if TYPE_CHECKING:
     from mcvirt.types.migration import Migration, MigrationPlan, MigrationReport
+    from mcvirt.types.move import MovePlan
     from mcvirt_client.cli.context import Context
 
 
@@ -73,7 +74,7 @@ def _migrate(context: Context) -> int | None:
     wanted, name = _wanted(context), context.args.vm_name
     if context.args.dry_run:
         plan = context.client.migrations.plan(name, wanted)
-        context.out.value(plan, lambda: _plan_text(context, plan))
+        context.out.value(plan, lambda: plan_text(context, plan))
         return 0 if plan.ok else 3
     report = context.client.migrations.migrate(name, wanted)
     context.done(f"Successfully migrated '{name}' to {report.target}", report)
@@ -92,7 +93,8 @@ def report_text(report: MigrationReport) -> str:
     return "It took " + ", ".join(parts)
 
 
-def _plan_text(context: Context, plan: MigrationPlan) -> str:
+def plan_text(context: Context, plan: MigrationPlan | MovePlan) -> str:
+    """What was looked at, and what would be done."""
     rows = [(check.name, "ok" if check.ok else "FAILED", check.text) for check in plan.checks]
     colours = {"Result": {"ok": GREEN, "FAILED": RED}}
     text = context.out.table(("Check", "Result", "Found"), rows, colours)

@@ -9,6 +9,8 @@ import pytest
 from mcvirt.types.auth import CreatedUser, GroupInfo, PermissionInfo, SessionInfo, UserInfo, Whoami
 from mcvirt.types.cluster import ClusterSettings, NodeInfo
 from mcvirt.types.drain import Drain, DrainMove, DrainPlan, DrainReport, Staying
+from mcvirt.types.migration import MigrationCheck
+from mcvirt.types.move import MovePlan, MoveReport
 from mcvirt.types.network import NetworkInfo
 from mcvirt.types.storage import BackendInfo, BackendSpec, BackendType, DiskInfo, IsoInfo, VolumeFormat
 from mcvirt.types.task import StepInfo, TaskInfo, TaskState
@@ -279,6 +281,25 @@ def test_draining_says_what_moves_and_what_stays(capsys):
         ("drains.plan", ("n1", Drain(copy_storage=True)), {}),
         ("drains.drain", ("n1", Drain(back=True, at_once=2, bandwidth=2**20, deadline=9)), {}),
     ]
+
+
+def test_moving_a_side_says_what_was_moved(capsys):
+    check = MigrationCheck(name="Disks", ok=False, text="They are not good.")
+    values = {"name": "web1", "source": "n2", "destination": "n3", "size": 2**20}
+    plan = MovePlan(**values, checks=(check,), steps=("Copy all of it to n3",), seconds=2)
+    report = MoveReport(**values, disks=("hd-1",), seconds=1.5, left=True)
+    client = Client(moves__plan=plan, moves__move=report)
+    assert run_with(client, "move --source-node n2 --destination-node n3 web1 --dry-run") == 3
+    out = capsys.readouterr().out
+    assert "FAILED" in out and "Copy all of it to n3" in out and "can't be done" in out
+    assert run_with(client, "move web1 --destination-node n3 --force") == 0
+    said = capsys.readouterr().err
+    assert "Successfully moved the disks of 'web1' from n2 to n3" in said and "Node n2 deletes" in said
+    assert client.calls == [
+        ("moves.plan", ("web1",), {"destination": "n3", "source": "n2", "force": False}),
+        ("moves.move", ("web1",), {"destination": "n3", "source": None, "force": True}),
+    ]
+    assert run_with(client, "move web1") == 2
 
 
 def test_update_changes_what_is_named_and_nothing_else():

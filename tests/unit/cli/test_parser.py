@@ -15,7 +15,7 @@ from mcvirt_client.cli.report import UsageError
 COMMANDS = dict(every_command())
 EXAMPLES = [(path, example) for path, command in COMMANDS.items() for example in command.examples]
 KNOWN = """
-list, info, create, delete, start, stop, reset, shutdown, register, failover, unregister, update, lock, migrate,
+list, info, create, delete, start, stop, reset, shutdown, register, failover, unregister, update, lock, migrate, move,
 console, verify, resync, drbd split-brain,
 hard-drive list, hard-drive create, hard-drive attach, hard-drive detach, hard-drive import, hard-drive delete,
 iso list, iso add, iso delete, network list, network create, network delete,

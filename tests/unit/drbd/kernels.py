@@ -15,6 +15,8 @@ from mcvirtd.drbd.config import Resource
 from mcvirtd.drbd.status import Progress
 from mcvirtd.storage.simulated_volumes import SimulatedVolumes
 
+_BEHIND = {"UpToDate": "SyncSource", "Inconsistent": "SyncTarget"}
+
 
 class Wires:
     """The connections between the kernels of several nodes; *cut* is set while nothing comes through."""
@@ -23,32 +25,56 @@ class Wires:
         self.changed = threading.Condition()
         self.kernels: dict[str, Kernel] = {}
         self.cut = False
+        self.slow = False  # what is to be copied stays so, until `copy`
+
+    def copy(self) -> None:
+        """Whatever is to be copied is."""
+        with self.changed:
+            slow, self.slow = self.slow, False
+            self.settle()
+            self.slow = slow
 
     def settle(self) -> None:
         """Bring all kernels to what follows from what they have; called with the lock held."""
+        for kernel, name, state, peer in self._connected():
+            there = peer.resources[name].disk
+            if there == "UpToDate" and (state.disk == "Outdated" or (state.disk == "Inconsistent" and not self.slow)):
+                kernel.put(name, disk="UpToDate")
+                kernel.metadata[name] = True
+        for kernel, name, state, peer in self._connected():
+            there = peer.resources[name]
+            copying = {state.disk, there.disk} == set(_BEHIND)
+            kernel.put(
+                name,
+                connection="Connected",
+                replication=_BEHIND[state.disk] if copying else "Established",
+                out_of_sync=kernel.sizes[name] // 2 if copying else 0,
+                peer_role=there.role,
+                peer_disk=there.disk,
+            )
+            kernel.device_sizes[name] = min(kernel.sizes[name], peer.sizes[name])
+        self.changed.notify_all()
+
+    def _connected(self) -> list[tuple[Kernel, str, ResourceState, Kernel]]:
+        """All sides that have another one, with that; what has none is made to say so."""
+        found = []
         for kernel in self.kernels.values():
             for name, state in list(kernel.resources.items()):
                 peer = self._peer(kernel, name)
-                if peer is None or self.cut or state.connection == "StandAlone":
-                    lost = {"connection": state.connection if state.connection == "StandAlone" else "Connecting"}
-                    kernel.put(name, peer_role="Unknown", peer_disk="DUnknown", **lost)
+                if peer is not None and not self.cut and state.connection != "StandAlone":
+                    found.append((kernel, name, state, peer))
                     continue
-                there = peer.resources[name]
-                kernel.put(
-                    name,
-                    connection="Connected",
-                    replication="Established",
-                    peer_role=there.role,
-                    peer_disk=there.disk,
-                )
-                kernel.device_sizes[name] = min(kernel.sizes[name], peer.sizes[name])
-        self.changed.notify_all()
+                lost = {"connection": state.connection if state.connection == "StandAlone" else "Connecting"}
+                kernel.put(name, peer_role="Unknown", peer_disk="DUnknown", replication="Off", **lost)
+        return found
 
     def _peer(self, kernel: Kernel, name: str) -> Kernel | None:
-        other = self.kernels.get(kernel.files[name].peer.node) if name in kernel.files else None
+        other = self.kernels.get(kernel.used[name].peer.node) if name in kernel.used else None
         if other is None or other is kernel or name not in other.resources or not other.running:
             return None
         if config.addresses(other.used[name]) != config.addresses(kernel.used[name]):
+            return None
+        if other.used[name].secret != kernel.used[name].secret:
             return None
         return None if other.resources[name].connection == "StandAlone" else other
 
@@ -102,8 +128,9 @@ class Kernel:
             raise error
         error()
 
-    def put(self, name: str, **fields: object) -> None:
+    def put(self, name: str, **fields: object) -> ResourceState:
         self.resources[name] = msgspec.structs.replace(self.resources[name], **fields)
+        return self.resources[name]
 
     # --- verbs --------------------------------------------------------------------------------------------------------
 
@@ -149,9 +176,11 @@ class Kernel:
 
         self._do("down", name, act)
 
-    def primary(self, name: str) -> None:
+    def primary(self, name: str, *, force: bool = False) -> None:
         def act() -> None:
             state = self._known(name)
+            if force and state.disk in ("Outdated", "Consistent"):
+                state = self.put(name, disk="UpToDate")
             peer = self.wires._peer(self, name)
             both = name in self.two_allowed and peer is not None and name in peer.two_allowed
             if state.disk != "UpToDate" or (state.peer_role == "Primary" and not both):
@@ -173,6 +202,8 @@ class Kernel:
         def act() -> None:
             state = self._known(name)
             peer = self.wires._peer(self, name)
+            if not clear_bitmap and state.connection == "StandAlone":
+                return
             if not clear_bitmap or not state.connected or peer is None:
                 raise CommandFailed(program="drbdadm", status=17, output="not connected")
             for kernel in (self, peer):
@@ -202,13 +233,19 @@ class Kernel:
 
     def connect(self, name: str, *, discard_my_data: bool = False) -> None:
         del discard_my_data
-        self._do("connect", name, lambda: self.put(name, connection="Connecting"))
+        self._do("connect", name, lambda: self.put(name, connection="Connecting") and None)
 
-    def disconnect(self, name: str) -> None:
-        self._do("disconnect", name, lambda: self.put(name, connection="StandAlone"))
+    def disconnect(self, name: str, *, force: bool = False) -> None:
+        def act() -> None:
+            peer = self.wires._peer(self, name)
+            if peer is not None and peer.resources[name].disk == "UpToDate" and self._known(name).role == "Primary":
+                peer.put(name, disk="Outdated")
+            self.put(name, connection="StandAlone", replication="Off", peer_disk="DUnknown")
+
+        self._do("disconnect by force" if force else "disconnect", name, act)
 
     def outdate(self, name: str) -> None:
-        self._do("outdate", name, lambda: self.put(name, disk="Outdated"))
+        self._do("outdate", name, lambda: self.put(name, disk="Outdated") and None)
 
     def invalidate(self, name: str) -> None:
         self._do("invalidate", name, lambda: None)
@@ -237,7 +274,7 @@ class Kernel:
         }
 
     def addresses(self, name: str) -> frozenset[str]:
-        return config.addresses(self.used[name])
+        return frozenset() if self._known(name).connection == "StandAlone" else config.addresses(self.used[name])
 
     def adjust(self, name: str) -> None:
         def act() -> None:

@@ -59,7 +59,9 @@ class Farther:
 
 
 class Pair(World):
-    """*farther* is the way from n1, where everything is asked for, to n2. Node n3 has no DRBD."""
+    """*far* are the ways from n1, where everything is asked for, and *farther* the one to n2. Node n3 has no DRBD."""
+
+    NODES: tuple[str, ...] = ("n1", "n2")
 
     def __init__(self, directory: Path, places: dict[str, Places] | None = None, wires: Wires | None = None) -> None:
         self.wires = wires or getattr(self, "wires", None) or Wires()
@@ -67,36 +69,38 @@ class Pair(World):
         super().__init__(directory, places or {name: Places() for name in ("n1", "n2", "n3")})
         if self.store.get(NodeRecord, "n2") is None:
             self.put(NodeRecord(name="n1", id="n1", address="10.0.0.1"))
-            self.put(NodeRecord(name="n2", id="n2", address="10.0.0.2"))
+            for name in self.NODES[1:]:
+                self.put(NodeRecord(name=name, id=name, address=f"10.0.0.{name[1]}"))
             with self.store.change() as change:
                 change.put(DrbdRecord(enabled=True))
-            for name in ("n1", "n2"):
+            for name in self.NODES:
                 self.places[name].make("vg0")
-            spec = BackendSpec(name="pool", type=BackendType.LVM, location="vg0", nodes={"n1": "", "n2": ""})
+            spec = BackendSpec(name="pool", type=BackendType.LVM, location="vg0", nodes=dict.fromkeys(self.NODES, ""))
             self.storage.create(spec)
 
     def make_disks(self) -> Disks:
-        for name in ("n1", "n2"):
+        for name in self.NODES:
             if name not in self.kernels:
                 Kernel(self.wires, name, lambda name=name: self.volumes(name))  # type: ignore[misc]
         self.legs = {
             name: LocalLegs(store=self.store, node=name, nodes=self.node, verbs=kernel, states=kernel)
             for name, kernel in self.kernels.items()
         }
-        self.farther = Farther(self.legs["n2"], "n2")
+        self.far = {name: Farther(self.legs[name], name) for name in self.NODES[1:]}
+        self.farther = self.far["n2"]
         kernel = self.kernels["n1"]
         self.roles = Roles(
             store=self.store,
             node="n1",
             legs=self.legs["n1"],
             states=kernel,
-            reachable=lambda _: not self.farther.away,
+            reachable=lambda name: not self.far[name].away,
         )
         self.replicated = ReplicatedDisks(
             store=self.store,
             journal=self.journal,
             node="n1",
-            legs=lambda name: self.legs["n1"] if name == "n1" else self.farther,  # type: ignore[return-value]
+            legs=lambda name: self.legs["n1"] if name == "n1" else self.far[name],  # type: ignore[return-value]
             states=kernel,
             roles=self.roles,
             used_paths=lambda: self.used,
