@@ -35,13 +35,16 @@ def _or_skipped() -> Iterator[None]:
         pytest.skip(str(reason))
 
 
-_BY = ("node", "lab", "cluster", "cluster3", "alongside_ended")
+_BY = ("idle_node", "node", "lab", "cluster", "cluster3", "alongside_ended")
+_NODES = {"lab": 2, "cluster": 2, "cluster3": 3, "blank_node": 3}
 
 
 class _Labs:
     """One lab at a time, kept from test to test as long as its size is what is wanted."""
 
-    def __init__(self) -> None:
+    def __init__(self, most: int) -> None:
+        """*most* nodes are what a test will want."""
+        self._most = most
         self._lab: Lab | None = None
         self._cluster: Cluster | None = None
 
@@ -53,10 +56,17 @@ class _Labs:
                 self._lab.renew()
                 return self._lab
             self.close()
+            if self._most > 1:
+                Lab.prepare(self._most)
+                self._most = 0
             lab = Lab(count)
             lab.start()
             self._lab = lab
             return lab
+
+    def idle(self) -> Node:
+        """A node as the test before has left it, which was a fresh one if that did nothing to it."""
+        return (self._lab or self.fresh(1))[1]
 
     def joined(self) -> Cluster:
         """Two nodes that have just been joined."""
@@ -86,10 +96,17 @@ class _Labs:
 
 
 @pytest.fixture(scope="session")
-def labs() -> Iterator[_Labs]:
-    kept = _Labs()
+def labs(request: pytest.FixtureRequest) -> Iterator[_Labs]:
+    names = {name for item in request.session.items for name in getattr(item, "fixturenames", ())}
+    kept = _Labs(max((_NODES[name] for name in names if name in _NODES), default=1))
     yield kept
     kept.close()
+
+
+@pytest.fixture
+def idle_node(labs: _Labs) -> Node:
+    """A node, for tests that look at one and change nothing."""
+    return labs.idle()
 
 
 @pytest.fixture
@@ -108,6 +125,12 @@ def lab(labs: _Labs) -> Lab:
 def cluster(labs: _Labs) -> Cluster:
     """Two nodes that have been joined, and nothing else. They are joined once, and put back there for each test."""
     return labs.joined()
+
+
+@pytest.fixture
+def blank_node(cluster: Cluster) -> Node:
+    """A third node, fresh, beside the cluster of two."""
+    return cluster.lab.grow()
 
 
 @pytest.fixture

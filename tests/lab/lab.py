@@ -69,8 +69,26 @@ class Lab:
         """Node *number*, from 1."""
         return self.nodes[number - 1]
 
+    @classmethod
+    def prepare(cls, count: int) -> None:
+        """Make what so many nodes are started from, as far as it is not in the cache, for all at the same time."""
+        lab = cls(count)
+        lab._begin()
+        try:
+            lab.each(lab._saved)
+        finally:
+            lab.close()
+
     def start(self) -> None:
         """Make what is needed, and start all nodes, as new."""
+        self._begin()
+        try:
+            self.renew()
+        except BaseException:
+            self.close()
+            raise
+
+    def _begin(self) -> None:
         image = images.image()
         RUNS.mkdir(parents=True, exist_ok=True)
         with cache.locked("run"):
@@ -79,7 +97,6 @@ class Lab:
         try:
             (self.directory / "image").write_text(str(image))
             self.nodes = [Node(Machine(self._ground, image, number + 1)) for number in range(self._count)]
-            self.renew()
         except BaseException:
             self.close()
             raise

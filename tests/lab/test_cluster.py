@@ -97,8 +97,8 @@ def test_a_killed_daemon_and_a_cut_link_are_no_matter_to_a_machine(cluster: Clus
     assert first.written(device).whole
 
 
-def test_a_third_node_comes_sees_the_leader_go_and_leaves_without_a_trace(cluster: Cluster) -> None:
-    third = cluster.lab.grow()
+def test_a_third_node_comes_sees_the_leader_go_and_leaves_without_a_trace(cluster: Cluster, blank_node: Node) -> None:
+    third = blank_node
     before = files(third, *PLACES, times=False)
     cluster.add(third, by=2)
     cluster.wait_together()

@@ -32,7 +32,7 @@ def processes(directory: Path) -> dict[int, str]:
     return found
 
 
-def test_a_broken_daemon_fails_a_test_with_its_journal(node: Node) -> None:
+def test_a_broken_daemon_fails_a_test_with_its_journal(idle_node: Node) -> None:
     done = subprocess.run(
         [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", str(Path(__file__).with_name("broken_daemon.py"))],
         cwd=ROOT,
@@ -51,7 +51,7 @@ def test_a_broken_daemon_fails_a_test_with_its_journal(node: Node) -> None:
     assert "systemd" in whole.read_text()
 
 
-def test_two_runs_at_once_of_which_nothing_is_left_when_they_are_interrupted(node: Node, tmp_path: Path) -> None:
+def test_two_runs_at_once_of_which_nothing_is_left_when_they_are_interrupted(idle_node: Node, tmp_path: Path) -> None:
     code = (
         "import signal, sys; from pathlib import Path; from tests.lab.lab import Lab\n"
         # A shell starts what is in its background with Ctrl-C ignored.
@@ -73,7 +73,7 @@ def test_two_runs_at_once_of_which_nothing_is_left_when_they_are_interrupted(nod
             )
             for number, directory in directories.items()
         }
-        identities = {node.succeed("sha256sum < /var/lib/mcvirt/node.json").strip().encode()}
+        identities = {idle_node.succeed("sha256sum < /var/lib/mcvirt/node.json").strip().encode()}
         for run in runs.values():
             assert run.stdout is not None
             identities.add(run.stdout.readline().strip())
@@ -88,8 +88,8 @@ def test_two_runs_at_once_of_which_nothing_is_left_when_they_are_interrupted(nod
             run.send_signal(number)
             run.wait(60)
     for directory in directories.values():
-        node.wait_until(lambda at=directory: not processes(at) and not at.exists(), within=15, what="nothing left")
-    node.mcvirt("list")
+        idle_node.wait_until(lambda at=directory: not processes(at) and not at.exists(), within=15, what="nothing left")
+    idle_node.mcvirt("list")
 
 
 def test_what_a_killed_ground_leaves_is_swept(tmp_path: Path) -> None:
@@ -110,22 +110,22 @@ def test_what_a_killed_ground_leaves_is_swept(tmp_path: Path) -> None:
         other.end()
 
 
-def test_a_node_that_does_not_come_up_shows_its_console(node: Node, tmp_path: Path) -> None:
+def test_a_node_that_does_not_come_up_shows_its_console(idle_node: Node, tmp_path: Path) -> None:
     image = tmp_path / "image"
     image.mkdir()
     for name in ("vmlinuz", "id", "root.img"):
-        (image / name).symlink_to(node.machine.image / name)
+        (image / name).symlink_to(idle_node.machine.image / name)
     # The system's own initrd, but its first program is another: archives add up.
     init = "#!/bin/busybox sh\necho lab: this machine will never come up\n/bin/busybox sleep 1000\n"
     (image / "initrd").write_bytes(
-        (node.machine.image / "initrd").read_bytes() + cpio([("init", 0o100755, init.encode())])
+        (idle_node.machine.image / "initrd").read_bytes() + cpio([("init", 0o100755, init.encode())])
     )
     ground = Ground.start(tmp_path / "run")
     try:
         lost = Node(Machine(ground, image, 1))
         lost.machine.new_disks()
         lost.machine.start()
-        node.wait_until(lambda: "never come up" in lost.machine.console(), what="its first words")
+        idle_node.wait_until(lambda: "never come up" in lost.machine.console(), what="its first words")
         with pytest.raises(LabFailed, match=r"(?s)no way in within 3 s.*this machine will never come up"):
             lost.log_in(within=3)
         lost.power_off()
