@@ -9,7 +9,7 @@ from __future__ import annotations
 import time
 from contextlib import suppress
 
-from mcvirt.errors import DeadlinePassed, DrbdUnavailable, ResyncGoesOn
+from mcvirt.errors import DeadlinePassed, ResyncGoesOn
 from mcvirt.types.drbd import ResourceState
 from mcvirtd.drbd.reader import Reader, describe
 from mcvirtd.drbd.split_sides import Ask, Kernel, equal
@@ -85,8 +85,7 @@ class Discarding:
 
     def _disarm(self, resource: str) -> None:
         """Unless the two have agreed, after which the kernel discards nothing more, this side is to be alone."""
-        if not self._reader.wait_alive(ALIVE_WITHIN):
-            raise DrbdUnavailable(reason="its events can't be read now; the log of mcvirtd says why.")
+        self._reader.require_alive(ALIVE_WITHIN)
         state = self._reader.state(resource)
         if state is not None and not _agreed(state):
             self._kernel.disconnect(resource)

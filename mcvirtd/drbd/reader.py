@@ -15,7 +15,7 @@ from types import MappingProxyType
 
 import msgspec
 
-from mcvirt.errors import DeadlinePassed, McvirtError, TaskCancelled
+from mcvirt.errors import DeadlinePassed, DrbdUnavailable, McvirtError, TaskCancelled
 from mcvirt.types.drbd import ResourceState
 from mcvirtd.drbd.status import GAP, Event, Picture, Progress, parse
 
@@ -105,6 +105,11 @@ class Reader:
         """Whether the states are as the kernel says, waiting for that at most *within* seconds."""
         with self._changed:
             return self._changed.wait_for(lambda: self._complete or self._stop.is_set(), within) and self._complete
+
+    def require_alive(self, within: float = 0.0) -> None:
+        """DrbdUnavailable unless the states are as the kernel says, at the latest after *within* seconds."""
+        if not self.wait_alive(within):
+            raise DrbdUnavailable(reason="its events can't be read now; the log of mcvirtd says why.")
 
     def state(self, resource: str) -> ResourceState | None:
         """The resource as it is; None if the kernel has none of that name."""

@@ -156,6 +156,8 @@ class Resync:
             tx.keep()
 
     def _reconnect(self, resource: str) -> None:
+        # When mcvirtd starts, what the kernel has is read only after this was tried; it is tried again then.
+        self._reader.require_alive()
         state = self._reader.state(resource)
         if state is not None and state.connection == "StandAlone" and not state.split_brain:
             self._kernel.connect(resource)

@@ -339,6 +339,7 @@ class SplitBrain(SplitBrainApi):
             change.edit(SplitUndoRecord, disk, done=True)
 
     def _demote(self, resource: str) -> None:
+        self._reader.require_alive()
         state = self._reader.state(resource)
         if state is not None and state.role == "Primary" and not state.open:
             self._kernel.secondary(resource)

@@ -10,7 +10,7 @@ from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager, suppress
 from typing import Protocol
 
-from mcvirt.errors import Conflict, DeadlinePassed, DrbdUnavailable, McvirtError
+from mcvirt.errors import Conflict, DeadlinePassed, McvirtError
 from mcvirt.types.drbd import ResourceState
 from mcvirt.types.verification import Verification
 from mcvirtd.drbd.comparing import Comparison, Kernel
@@ -43,8 +43,7 @@ class Throttle(Kernel, Protocol):
 
 def known_state(reader: Reader, disk: DiskRecord) -> ResourceState:
     """What the kernel of this node says of the hard drive; Conflict where it says nothing."""
-    if not reader.wait_alive(ALIVE_WITHIN):
-        raise DrbdUnavailable(reason="its events can't be read now; the log of mcvirtd says why.")
+    reader.require_alive(ALIVE_WITHIN)
     state = reader.state(resource_name(disk.id))
     if state is None:
         raise Conflict(text=f"{named(disk)} is not set up on this node: DRBD's kernel module does not know it.")
@@ -141,8 +140,7 @@ class Verifier:
             self._unlimit(resource_name(disk))
 
     def _unlimit(self, resource: str) -> None:
-        if not self._reader.wait_alive(ALIVE_WITHIN):
-            raise DrbdUnavailable(reason="its events can't be read now; the log of mcvirtd says why.")
+        self._reader.require_alive(ALIVE_WITHIN)
         state = self._reader.state(resource)
         if state is None:
             return  # the limit went with it

@@ -8,6 +8,7 @@ import grp
 import os
 import pwd
 import stat
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -59,7 +60,8 @@ def sync_directory(path: Path) -> None:
 
 def write_atomically(path: Path, data: bytes, *, mode: int = 0o600) -> None:
     """Put *data* in the file: whoever reads it sees the old content or the new, also after a power failure."""
-    new = path.with_name(f".{path.name}.{os.getpid()}.new")
+    # Another thread may be writing it, too.
+    new = path.with_name(f".{path.name}.{os.getpid()}-{threading.get_ident()}.new")
     with told("write", path):
         try:
             with opened(new, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, mode) as descriptor:

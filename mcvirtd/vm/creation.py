@@ -15,7 +15,7 @@ from collections.abc import Callable, Sequence
 import msgspec
 
 from mcvirt import names
-from mcvirt.errors import AlreadyExists, Conflict, McvirtError, TaskCancelled, VmIncomplete
+from mcvirt.errors import AlreadyExists, Conflict, McvirtError, TaskCancelled, VmIncomplete, VmNotFound, VmRegistered
 from mcvirt.types.vm import DiskDriver, DiskSpec, GraphicsDriver, Machine, VmSpec
 from mcvirt.units import format_size
 from mcvirtd.reasons import Reasons
@@ -179,12 +179,17 @@ class Creation:
                 finish(change.edit, change.edit(VmRecord, name, adapters=adapters), network_words(network))
 
     def register(self, name: str) -> None:
-        """Define the domain, and make this node the one that runs it."""
+        """Define the domain, and make this node the one that runs it; VmRegistered if another one has become that."""
         with self._journal.transaction() as tx:
             machine = self._domains.machine(name)
             tx.undo("vm.undefine", name=name, uuid=machine.vm.uuid)
             self._domains.define(machine)
             with tx.commit() as change:
+                now = change.get(VmRecord, name)
+                if now is None:
+                    raise VmNotFound(name=name)
+                if now.node not in (None, self._node):
+                    raise VmRegistered(name=name, node=now.node)
                 change.edit(VmRecord, name, node=self._node)
 
 

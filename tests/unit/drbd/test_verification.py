@@ -31,7 +31,7 @@ from mcvirtd.auth.caller import Caller, called_by
 from mcvirtd.drbd import comparing, schedule
 from mcvirtd.drbd.comparing import Comparison, ending
 from mcvirtd.drbd.reader import Reader
-from mcvirtd.drbd.resyncing import Copied, Resync, copied
+from mcvirtd.drbd.resyncing import RECONNECT, Copied, Resync, copied
 from mcvirtd.drbd.status import GAP, READ_WRAPS, Event, Progress
 from mcvirtd.drbd.verification_service import VerificationService
 from mcvirtd.drbd.verifications import ACT, Verifications, difference
@@ -795,3 +795,23 @@ def test_a_mark_that_cannot_be_recorded_is_recorded_later(
     while not again.wait(0.05):  # it may not have noted yet that it failed
         watch.retry()
     assert world.record().failed
+
+
+def test_a_side_cut_off_for_a_resync_is_connected_after_a_kill_although_nothing_is_read_when_mcvirtd_starts(
+    world: World,
+) -> None:
+    world.furnish("Primary")
+    name = world.resource()
+    world.kernel.say(f"change connection name:{name} connection:StandAlone role:Unknown")
+    world.reader.wait(name, lambda state: state is not None and state.connection == "StandAlone", SOON)
+    task = Task("verification.resync", "web1", "alice", "n1")
+    with working_for(task):
+        world.journal.add(1, "undo", RECONNECT, {"resource": name})
+    # The journal is settled before the reader is started.
+    unread = Reader(world.kernel.source)
+    later = Journal(world.store)
+    Resync(kernel=world.kernel, reader=unread, verifications=world.verifications, journal=later, locks=world.locks)
+    assert later.settle(task.id) and later.due()
+    assert "connect" not in str(world.kernel.commands)
+    assert world.journal.settle(task.id) == [] and world.journal.due() == {}
+    assert f"connect {name}" in world.kernel.commands

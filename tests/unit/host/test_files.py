@@ -28,6 +28,25 @@ def test_write_replaces_whole_with_the_mode(tmp_path: Path) -> None:
     held.close()
 
 
+def test_two_threads_that_write_the_same_file_do_not_take_each_others_new_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    target = tmp_path / "config"
+    real = os.fsync
+    nested = threading.Thread(target=files.write_atomically, args=(target, b"second"))
+
+    def fsync(descriptor: int) -> None:
+        real(descriptor)
+        if threading.current_thread() is not nested and nested.ident is None:
+            nested.start()
+            nested.join(30)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    files.write_atomically(target, b"first")
+    assert target.read_bytes() == b"first"
+    assert names(tmp_path) == ["config"]
+
+
 @pytest.mark.parametrize("code", [errno.ENOSPC, errno.EDQUOT, errno.EIO])
 def test_failed_write_keeps_the_old_and_leaves_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int
