@@ -95,7 +95,7 @@ def test_one_that_fails_stops_no_other_and_it_goes_on(cluster: ClusterNodes) -> 
     cluster[1].mcvirt("start", "run1")
     said = drain(cluster[2], "--copy-storage")
     assert "Successfully moved 1 virtual machine off node1" in said and "own1: node1 -> node" in said
-    assert domains(cluster[1]) == {} and set(places(cluster).values()) == {"node2", "node3"}
+    assert domains(cluster[1]) == {} and "node1" not in places(cluster).values()
     alive(cluster, "own1", int(places(cluster)["own1"][-1]))
     assert "off1, own1, run1." in remembered(cluster)
     # Node1 is not where node2's would go, and node3 is.

@@ -410,7 +410,7 @@ def test_machine_that_starts_by_itself_does_when_it_is_settled(cluster: ClusterN
     assert domains(cluster[1]) == {"web7": "shut off"}
     assert "is not settled yet" in cluster[1].mcvirt("start", "web7", check=False).stderr
     cluster.heal(2)
-    until(lambda: domains(cluster[1]) == {"web7": "running"}, "it is started", within=30)
+    until(lambda: domains(cluster[1]) == {"web7": "running"}, "it is started", within=90)
     until(lambda: tinyguest.progress(volume(cluster, "web7", 1)) not in (None, (1, 0)), "it counts")
     until(lambda: counts(volume(cluster, "web7", 1))[0] == 2, "it has booted once more")
     until(lambda: at_rest(cluster), "all is settled")
