@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import queue
 import threading
+import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
@@ -204,9 +205,10 @@ def test_what_runs_is_adopted(world: World) -> None:
 
 def settled(world: World) -> None:
     """Wait for what began with the start; while that goes on, nobody else begins with the same."""
-    for thread in threading.enumerate():
-        if thread.name == "drbd-settle":
-            thread.join(SOON)
+    deadline = time.monotonic() + SOON
+    while any(thread.name == "drbd-settle" for thread in threading.enumerate()):  # also one that is just being started
+        assert time.monotonic() < deadline
+        threading.Event().wait(0.01)
     world.here.settle()
 
 
