@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import socket
+import threading
+import time
 from collections.abc import Callable, Mapping
 
 import msgspec
@@ -15,7 +17,10 @@ from mcvirtd.state.records import NodeRecord
 from mcvirtd.state.replication import given_up
 
 KNOCK_WITHIN = 3.0
-ASK_WITHIN = 6.0
+MISSED_WITHIN = 8.0
+"""How long it may take until a node that is gone is known not to answer: two heartbeats, on a busy machine."""
+ASK_WITHIN = 10.0
+_AGAIN_AFTER = 0.1
 
 ANSWERS = "it answers"
 ONLY_MACHINE = "its machine is on, though its mcvirtd does not answer"
@@ -70,12 +75,24 @@ class Reach:
 
     def how(self, node: str) -> str:
         """How this node knows that *node* is there, in words; '' if it does not."""
-        if self._status(node).reachable:
-            return ANSWERS
         record = self._members().get(node)
         if record is None or not record.address:
-            return ""
-        return ONLY_MACHINE if self._knock(record.address, record.port or DEFAULT_PORT) else ""
+            return ANSWERS if self._status(node).reachable else ""
+        began = time.monotonic()
+        there = self._knock(record.address, record.port or DEFAULT_PORT)
+        if not self._status(node).reachable:
+            return ONLY_MACHINE if there else ""
+        return ANSWERS if there or self._answers(node, began) else ""
+
+    def _answers(self, node: str, since: float) -> bool:
+        """Whether one that has answered so far answers again, or is missed: who has just gone is not there any more."""
+        pause = threading.Event()
+        while (status := self._status(node)).reachable:
+            waited = time.monotonic() - since
+            if (status.silent_for is not None and status.silent_for < waited) or waited > MISSED_WITHIN:
+                return True
+            pause.wait(_AGAIN_AFTER)
+        return False
 
     def finds(self, node: str, address: str, port: int) -> str:
         """Why *node*, another member, is not found at *address*, in a sentence; '' if it is."""

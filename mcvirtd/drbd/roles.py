@@ -18,7 +18,7 @@ from mcvirtd.drbd.resources import as_connected, being_replaced, replacement_of
 from mcvirtd.drbd.verifications import difference, differing
 from mcvirtd.state.records import DiskRecord
 from mcvirtd.state.store import Store
-from mcvirtd.tasks.task import current_task
+from mcvirtd.tasks.task import current_task, step
 
 log = logging.getLogger(__name__)
 
@@ -29,6 +29,8 @@ AWAY_WITHIN = 2.0
 """How long a leg may take to find the other one all the same, where nothing says that it is there."""
 COME_WITHIN = 10.0
 """How long a leg that is being brought up may take to have its data, and to hear whether it is the newest."""
+GONE_WITHIN = 20.0
+"""How long the kernel may take to notice that a node is gone; its mcvirtd is missed some seconds earlier."""
 CLOSE_WITHIN = 30.0
 _AGAIN_AFTER = 0.2
 
@@ -70,6 +72,8 @@ class Roles:
         if unreliable := difference(self._store, record) or self._left_behind(record):
             return unreliable
         state = self._come(record)
+        if state is not None and state.connected and state.peer_role == "Primary" and not self._needs_peer(record):
+            state = self._left(record)
         # One that is down is brought up when it is needed; only then the kernel can say more.
         return "" if state is None else self._against(record, state)
 
@@ -93,6 +97,13 @@ class Roles:
             return state
         with suppress(DeadlinePassed):
             self._states.wait(name, lambda now: now is None or not _comes(now), COME_WITHIN)
+        return self._states.state(name)
+
+    def _left(self, record: DiskRecord) -> ResourceState | None:
+        """The leg, once the kernel has noticed as well that the other node, which used the disk, is gone; if it is."""
+        name = resource_name(record.id)
+        with suppress(DeadlinePassed), step(f"Waiting for DRBD to miss node {self._other(record)}"):
+            self._states.wait(name, lambda now: now is None or not now.connected, GONE_WITHIN)
         return self._states.state(name)
 
     def _against(self, record: DiskRecord, state: ResourceState) -> str:

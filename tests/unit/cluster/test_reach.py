@@ -19,17 +19,23 @@ class Cluster:
         self.machines: set[str] = set()
         self.said: dict[str, str | McvirtError] = {}
         self.asked: list[str] = []
+        self.dying: dict[str, list[PeerStatus]] = {}
         self.leader = "n1"
         members = {name: NodeRecord(name=name, id=name, address=f"10.0.0.{name[1]}") for name in ("n2", "n3", "n4")}
         self.reach = Reach(
             node="n1",
             members=lambda: members,
-            status=lambda node: PeerStatus(reachable=node in self.answering, silent_for=None),
+            status=self.status,
             ask=self.ask,
             look=self.look,
             leader=lambda: self.leader,
             knock=lambda address, port: f"n{address[-1]}" in self.machines,
         )
+
+    def status(self, node: str) -> PeerStatus:
+        if self.dying.get(node):
+            return self.dying[node].pop(0)
+        return PeerStatus(reachable=node in self.answering, silent_for=0.0 if node in self.answering else None)
 
     def look(self, members: list[str], uuid: str) -> Mapping[str, Whereabouts | McvirtError]:
         self.asked = members
@@ -48,6 +54,17 @@ def test_a_machine_without_a_daemon_is_on() -> None:
     cluster = Cluster()
     cluster.machines = {"n4"}
     assert cluster.reach.how("n4") == ONLY_MACHINE
+
+
+def test_who_has_answered_so_far_and_does_not_now_is_gone_as_soon_as_that_is_known() -> None:
+    cluster = Cluster()
+    cluster.answering.remove("n2")
+    cluster.dying["n2"] = [PeerStatus(reachable=True, silent_for=60.0) for _ in range(3)]
+    assert cluster.reach.how("n2") == ""
+    assert cluster.dying["n2"] == []
+    # Its machine can't be reached, and all the same it answers a heartbeat meanwhile.
+    cluster.dying["n3"] = [PeerStatus(reachable=True, silent_for=60.0) for _ in range(2)]
+    assert cluster.reach.how("n3") == ANSWERS
 
 
 def test_another_member_may_know() -> None:

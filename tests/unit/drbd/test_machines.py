@@ -369,6 +369,21 @@ class TestFailover:
         assert world.record().node == "n1"
         assert world.role() == {"Primary"}
 
+    def test_the_kernel_misses_the_other_node_later_than_mcvirtd_does(self, world: Both) -> None:
+        self._elsewhere(world)
+        world.farther.away = True
+        name = resource_name(disks_of(world.store, "web1")[0].id)
+
+        def miss() -> None:
+            world.kernels["n2"].running = False
+            world.kernels["n1"].connect(name)
+
+        timer = threading.Timer(0.2, miss)
+        timer.start()
+        assert self._failover(world) is None
+        timer.join()
+        assert world.record().node == "n1"
+
     def test_not_while_the_other_kernel_says_that_it_is_used_there(self, world: Both) -> None:
         self._elsewhere(world)
         world.farther.away = True  # mcvirtd is gone there, but DRBD goes on
