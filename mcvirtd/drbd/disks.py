@@ -15,12 +15,11 @@ import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
-from contextlib import suppress
 from typing import TypeVar
 
 import msgspec
 
-from mcvirt.errors import Conflict, Failed, McvirtError, NodeUnreachable, ProgramMissing, TaskCancelled
+from mcvirt.errors import Conflict, Failed, McvirtError, NodeUnreachable, TaskCancelled
 from mcvirt.types.drbd import ResourceState
 from mcvirt.types.replica import LegCommand, LegSpec, Outlook
 from mcvirt.units import format_size
@@ -256,12 +255,12 @@ class ReplicatedDisks:
     def take_down(self, record: DiskRecord) -> None:
         """Have both kernels forget the disk; where one does not, the other knows it again."""
 
-        def act(node: str) -> None:
-            with suppress(ProgramMissing):  # then that kernel knows nothing
-                self._legs(node).command(record.id, LegCommand.DOWN)
-
         try:
-            self._on_each(self._members(record.nodes), act, heed=False)
+            self._on_each(
+                self._members(record.nodes),
+                lambda node: self._legs(node).command(record.id, LegCommand.DOWN),
+                heed=False,
+            )
         except McvirtError:
             self.bring_up(record)
             raise

@@ -52,6 +52,7 @@ class Verbs(Protocol):
     def new_current_uuid(self, name: str, *, clear_bitmap: bool = False) -> None: ...
     def resize(self, name: str, *, assume_clean: bool = False) -> None: ...
     def faults(self, address: str | None = None) -> list[str]: ...
+    def missing(self) -> list[str]: ...
     def port_is_free(self, address: str, port: int) -> bool: ...
     def progress(self) -> Mapping[int, Measured]: ...
     def addresses(self, name: str) -> frozenset[str]: ...
@@ -144,7 +145,7 @@ class LocalLegs:
         if node is None or not node.address:
             return ["it has no cluster address; `mcvirt node --set-ip-address` sets it."]
         if self._states.alive:
-            return []  # so the programs and the module are there
+            return self._verbs.missing()  # what reads the events has been started before they went
         return self._verbs.faults(node.address) or ["DRBD's events can't be read; the log of mcvirtd there says why."]
 
     def state(self, disk: str) -> ResourceState | None:
@@ -223,10 +224,7 @@ class LocalLegs:
             if (making := self._making.get(disk)) is not None:
                 making.unwanted.set()
         with self._alone(disk):
-            try:
-                self._verbs.down(name)
-            except ProgramMissing:
-                pass  # then there never was one
+            self._down(name)
             self._verbs.remove_resource(name)
             record = self._store.get(BackendRecord, backend)
             if record is None or record.location_on(self._node) is None:
@@ -330,11 +328,19 @@ class LocalLegs:
         for volume in replica_volumes(record.volume):
             volumes.activate(volume)
 
+    def _down(self, name: str) -> None:
+        try:
+            self._verbs.down(name)
+        except ProgramMissing:
+            if self._states.state(name) is not None:
+                raise  # the programs went, and what they had set up stays
+            # Without them there never was one.
+
     def _act(self, command: LegCommand, name: str) -> None:
         verbs = self._verbs
         acts: dict[LegCommand, Callable[[], None]] = {
             LegCommand.UP: lambda: verbs.up(name),
-            LegCommand.DOWN: lambda: verbs.down(name),
+            LegCommand.DOWN: lambda: self._down(name),
             LegCommand.PRIMARY: lambda: verbs.primary(name),
             LegCommand.PRIMARY_FORCED: lambda: verbs.primary(name, force=True),
             LegCommand.SECONDARY: lambda: verbs.secondary(name),

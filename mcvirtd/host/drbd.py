@@ -273,18 +273,24 @@ def _version(code: int) -> tuple[int, int, int]:
     return code >> 16 & 255, code >> 8 & 255, code & 255
 
 
-def faults(address: str | None = None) -> list[str]:
-    """What keeps this node from replicating, a sentence each; *address* is the cluster address, to be one of ours."""
+def missing() -> list[str]:
+    """What of DRBD is not on this node, a sentence each; no program is started for it."""
     found: list[str] = []
-    if not installed("drbdadm"):
+    if not (installed("drbdadm") and installed("drbdsetup")):
         found.append("drbd-utils is not installed: `apt install drbd-utils`, and `systemctl restart mcvirtd` after it.")
-    else:
-        found += [f"{fault} `systemctl restart mcvirtd` may help." for fault in files.directory_faults(_DIRECTORY)]
     if not module_there():
         found.append(
             "the kernel module drbd is not loaded: `modprobe drbd` does that, and a line `drbd` in "
             "/etc/modules-load.d/drbd.conf at each start."
         )
+    return found
+
+
+def faults(address: str | None = None) -> list[str]:
+    """What keeps this node from replicating, a sentence each; *address* is the cluster address, to be one of ours."""
+    found = missing()
+    if installed("drbdadm"):
+        found += [f"{fault} `systemctl restart mcvirtd` may help." for fault in files.directory_faults(_DIRECTORY)]
     if not found:
         found += _version_faults()
     if address is not None and not _is_ours(address):

@@ -99,6 +99,7 @@ class Kernel:
         self.written: dict[str, int] = {}  # bytes, without the other side
         self.calls: list[tuple[str, str]] = []
         self.taken_ports: set[int] = set()
+        self.lacks: list[str] = []
         self.alive = True
         self.running = True
         self._failures: dict[str, list[tuple[McvirtError | Callable[[], None], bool]]] = {}
@@ -286,6 +287,9 @@ class Kernel:
     def faults(self, address: str | None = None) -> list[str]:
         del address
         return ["drbd-utils is not installed."]
+
+    def missing(self) -> list[str]:
+        return list(self.lacks)
 
     # --- states -------------------------------------------------------------------------------------------------------
 

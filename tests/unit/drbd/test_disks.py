@@ -16,6 +16,7 @@ from mcvirt.errors import (
     McvirtError,
     NodeUnreachable,
     NotFound,
+    ProgramMissing,
     SeveralReasons,
     TaskCancelled,
 )
@@ -24,6 +25,7 @@ from mcvirt.types.task import TaskState
 from mcvirt.types.vm import DiskSpec, StorageType
 from mcvirt.units import GIB, MIB
 from mcvirtd.drbd.config import FIRST_PORT, resource_name
+from mcvirtd.host.run import missing
 from mcvirtd.state.records import (
     DiskRecord,
     ReplicaClaimRecord,
@@ -121,6 +123,11 @@ class TestPlan:
             pair.disks.plan([ONE, DiskSpec(size=7, storage_type=StorageType.DRBD)], node="n1")
         for words in ("'n1' can't replicate: drbd-utils", "free on node 'n2'", "at least 1 MiB"):
             assert words in str(raised.value)
+
+    def test_programs_that_were_removed_while_their_events_are_still_read(self, pair: Pair) -> None:
+        pair.kernels["n2"].lacks = ["drbd-utils is not installed."]
+        with pytest.raises(Conflict, match="'n2' can't replicate: drbd-utils"):
+            pair.disks.plan([ONE], node="n1")
 
     def test_node_that_does_not_answer(self, pair: Pair) -> None:
         pair.farther.away = True
@@ -364,6 +371,14 @@ class TestDelete:
         pair.kernels["n2"].open.add(name)
         with pytest.raises(Conflict, match="in use on node 'n2'"):
             pair.drives.delete(record.id)
+
+    def test_where_the_programs_went_what_they_set_up_is_not_taken_for_gone(self, pair: Pair) -> None:
+        record = make(pair)
+        pair.kernels["n2"].fail_next("down", missing("drbdsetup"))
+        with pytest.raises(ProgramMissing):
+            pair.drives.delete(record.id)
+        assert pair.disks.find(record.id) == record
+        assert resource_name(record.id) in pair.kernels["n2"].files
 
     @pytest.mark.parametrize("node", ["n1", "n2"])
     def test_what_fails_before_any_data_is_touched_is_undone(self, pair: Pair, node: str) -> None:
