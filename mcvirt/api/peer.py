@@ -100,9 +100,10 @@ class PeerApi:
         raise NotImplementedError
 
     @remote(needs=Access.PEER, reads=True)
-    def drbd_outdate(self, disk: str) -> str:
+    def drbd_outdate(self, disk: str, again: bool = False) -> str:
         """Mark this node's data of a hard drive as old, since the calling node goes on without it.
 
-        The result is "outdated", "primary" (nothing was done: it is in use here) or "failed".
+        *again*: it has done so for some time, and its kernel does not wait for the answer. The result is "outdated",
+        "primary" (nothing was done: it is in use here) or "failed".
         """
         raise NotImplementedError

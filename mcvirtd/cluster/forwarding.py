@@ -49,7 +49,7 @@ class Drbd(Protocol):
     def outlook(self) -> DrbdOutlook: ...
     def prepare(self) -> str: ...
     def unprepare(self) -> None: ...
-    def outdate(self, disk: str, sender: str) -> str: ...
+    def outdate(self, disk: str, sender: str, *, again: bool = False) -> str: ...
 
 
 class NoReplication:
@@ -203,9 +203,9 @@ class PeerService(PeerApi):
         """Undo `drbd_prepare`, unless DRBD is enabled."""
         self._drbd.unprepare()
 
-    def drbd_outdate(self, disk: str) -> str:
+    def drbd_outdate(self, disk: str, again: bool = False) -> str:
         """Mark this node's data of a hard drive as old, since the calling node goes on without it."""
-        return self._drbd.outdate(disk, current_caller().peer)
+        return self._drbd.outdate(disk, current_caller().peer, again=again)
 
 
 def _record(plain: dict[str, Any]) -> BackendRecord:

@@ -232,6 +232,11 @@ class Live:
         facts = self._others.get(node)
         return {} if facts is None else facts.resources
 
+    def heard(self, node: str) -> float | None:
+        """When it was last heard, on the monotonic clock; None if it never was since this process began."""
+        facts = self._others.get(node)
+        return None if facts is None else facts.at
+
     def forget(self, node: str) -> None:
         """*node* is no member any more."""
         with self._lock:

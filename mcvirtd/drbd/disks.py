@@ -98,6 +98,10 @@ class ReplicatedDisks:
         """Why the disk can't be used on this node now, in a sentence; '' if it can."""
         return self._roles.problem(record)
 
+    def takes_over(self, record: DiskRecord) -> str:
+        """Why this node can't go on with the disk where the one that used it is gone, in a sentence; '' if it can."""
+        return self._roles.takes_over(record)
+
     def movable(self, record: DiskRecord) -> bool:
         """Both nodes have all of it."""
         return record.replica is not None

@@ -260,9 +260,17 @@ class DrbdHere:
         self.spool.read()
         return 0
 
-    def outdate(self, disk: str, sender: str) -> Fenced:
-        """Mark this node's data of a hard drive as old, because *sender* goes on without it."""
-        return self._fencing.outdate(disk, sender)
+    def fence_again(self) -> None:
+        """Begin to tell the other sides of what is used here without them that their data is old, if they don't know.
+
+        For a timer, and when another node is back; it goes on in a thread of its own.
+        """
+        if self._begun and not self._stopping.is_set():
+            threading.Thread(target=self._fencing.fence_again, name="fence", daemon=True).start()
+
+    def outdate(self, disk: str, sender: str, *, again: bool = False) -> Fenced:
+        """Mark this node's data of a hard drive as old, because *sender* goes on without it. See Fencing."""
+        return self._fencing.outdate(disk, sender, again=again)
 
 
 class _Kernel:

@@ -38,7 +38,8 @@ _AGAIN_AFTER = 0.2
 class Roles:
     """Promotes and demotes this node's legs. *reachable* says whether another node's mcvirtd answers.
 
-    *heedless* says that the operator who is being worked for wants a disk used whatever is known against it.
+    *heedless* says that the operator who is being worked for wants a disk used whatever is known against it; *ahead*,
+    in a sentence, that the other side of a disk, whose node is gone, may have what this one has not.
     """
 
     def __init__(
@@ -50,6 +51,7 @@ class Roles:
         states: States,
         reachable: Callable[[str], bool],
         heedless: Callable[[], bool] = lambda: False,
+        ahead: Callable[[DiskRecord], str] = lambda record: "",  # noqa: ARG005
     ) -> None:
         self._store = store
         self._node = node
@@ -57,6 +59,7 @@ class Roles:
         self._states = states
         self._reachable = reachable
         self._heedless = heedless
+        self._ahead = ahead
 
     # --- checks: they change nothing ----------------------------------------------------------------------------------
 
@@ -76,6 +79,11 @@ class Roles:
             state = self._left(record)
         # One that is down is brought up when it is needed; only then the kernel can say more.
         return "" if state is None else self._against(record, state)
+
+    def takes_over(self, record: DiskRecord) -> str:
+        """Why this node can't go on with the disk where the one that used it is gone, in a sentence; '' if it can."""
+        problem = self.problem(record)
+        return problem or ("" if self._heedless() else self._ahead(as_connected(self._store, record, self._node)))
 
     def _left_behind(self, record: DiskRecord) -> str:
         """That another side is being made instead of this one, which gets nothing any more; '' if it is not so."""

@@ -22,6 +22,7 @@ from mcvirtd.drbd.enabling import Enabling, on_each
 from mcvirtd.drbd.fencing import Fenced
 from mcvirtd.drbd.former_legs import FormerLegs
 from mcvirtd.drbd.here import DrbdHere
+from mcvirtd.drbd.last_words import LastWords
 from mcvirtd.drbd.local_legs import LocalLegs
 from mcvirtd.drbd.peer_legs import DrbdPeerService, legs_by_node
 from mcvirtd.drbd.readdressing import Readdressing
@@ -95,6 +96,9 @@ class Drbd:
             states=self.here.reader,
             reachable=lambda name: presence.peers.status(name).reachable,
             heedless=lambda: current_caller().ignore_drbd,
+            ahead=LastWords(
+                node=node, reader=self.here.reader, said=presence.live.drbd, heard=presence.live.heard
+            ).ahead,
         )
         self.disks = ReplicatedDisks(
             store=store,
@@ -168,8 +172,9 @@ class Drbd:
     def settle(self) -> None:
         """Bring up what is down, move what has moved, undo what a node that is gone was making, delete old sides.
 
-        For a timer, and when *returns* hears of something.
+        And tell sides that are old so. For a timer, and when *returns* hears of something.
         """
+        self.here.fence_again()
         self.here.settle()
         self.readdressing.follow()
         self.disks.settle_claims()
@@ -192,7 +197,8 @@ class OutdatedElsewhere:
     def __init__(self, peers: Peers) -> None:
         self._peers = peers
 
-    def __call__(self, node: str, disk: str, within: float) -> Fenced:
-        answer = self._peers.call(node, "peer", "drbd_outdate", {"disk": disk}, within)
+    def __call__(self, node: str, disk: str, within: float, *, again: bool = False) -> Fenced:
+        asked = {"disk": disk} | ({"again": True} if again else {})
+        answer = self._peers.call(node, "peer", "drbd_outdate", asked, within)
         fenced: Fenced = msgspec.json.decode(answer, type=Fenced)
         return fenced

@@ -135,7 +135,7 @@ class Disks:
             return f"its data is only on node {', '.join(repr(name) for name in record.nodes)}."
         if self._node not in record.nodes:
             return f"storage backend '{record.backend}' is not on node '{self._node}'."
-        return self.available(record)
+        return deletion_begun(record) or self._of(record).takes_over(record)
 
     def source(self, record: DiskRecord) -> DiskSource:
         """Where the hypervisor finds the disk, and how its volume is written; known before it exists."""

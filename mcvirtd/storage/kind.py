@@ -33,6 +33,9 @@ class DiskKind(Protocol):
     def available(self, record: DiskRecord) -> str:
         """Why the disk can't be used on this node now, in a sentence; '' if it can."""
 
+    def takes_over(self, record: DiskRecord) -> str:
+        """Why this node can't go on with the disk where the one that used it is gone, in a sentence; '' if it can."""
+
     def movable(self, record: DiskRecord) -> bool:
         """Whether another one of the disk's nodes may have its data without this one's doing."""
 

@@ -49,6 +49,10 @@ class LocalDisks:
             return str(error)
         return ""
 
+    def takes_over(self, record: DiskRecord) -> str:
+        """Why this node can't go on with the disk where the one that used it is gone, in a sentence; '' if it can."""
+        return self.available(record)
+
     def movable(self, record: DiskRecord) -> bool:
         """Whether the disk is on shared storage."""
         backend = self._store.get(BackendRecord, record.backend)

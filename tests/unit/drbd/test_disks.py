@@ -25,6 +25,7 @@ from mcvirt.types.task import TaskState
 from mcvirt.types.vm import DiskSpec, StorageType
 from mcvirt.units import GIB, MIB
 from mcvirtd.drbd.config import FIRST_PORT, resource_name
+from mcvirtd.drbd.roles import Roles
 from mcvirtd.host.run import missing
 from mcvirtd.state.records import (
     DiskRecord,
@@ -581,6 +582,22 @@ class TestRoles:
         record = make(pair)
         spoil(pair, resource_name(record.id))
         assert words in pair.disks.available(record)
+
+    def test_what_a_dead_node_may_have_written_alone_is_given_up_only_by_somebodys_word(self, pair: Pair) -> None:
+        record, heedless = make(pair), [False]
+        roles = Roles(
+            store=pair.store,
+            node="n1",
+            legs=pair.legs["n1"],
+            states=pair.kernels["n1"],
+            reachable=lambda _: False,
+            heedless=lambda: heedless[0],
+            ahead=lambda disk: f"{disk.id} may lack something.",
+        )
+        assert roles.problem(record) == ""
+        assert roles.takes_over(record) == f"{record.id} may lack something."
+        heedless[0] = True
+        assert roles.takes_over(record) == ""
 
     def test_failed_verification_blocks(self, pair: Pair) -> None:
         record = make(pair)

@@ -21,7 +21,7 @@ from mcvirtd.drbd.here import DrbdHere
 from mcvirtd.drbd.resources import handler_program
 from mcvirtd.drbd.status import Progress
 from mcvirtd.host import lvm
-from mcvirtd.state.records import BackendRecord, DiskRecord, DrbdRecord, NodeRecord, Replica
+from mcvirtd.state.records import BackendRecord, DiskRecord, DrbdRecord, NodeRecord, Replica, VmRecord
 from mcvirtd.state.store import Store
 
 NAME, DISK = "mcvirt-hd-1", "hd-1"
@@ -100,6 +100,7 @@ class World:
         self.kernel = Kernel()
         self.answer: Fenced | McvirtError = "outdated"
         self.asked: list[tuple[str, str]] = []
+        self.again: list[tuple[str, str]] = []
         self.moving: set[str] = set()
         self.told: list[tuple[dict[str, ResourceState], bool]] = []
         with self.store.change() as change:
@@ -134,11 +135,27 @@ class World:
             in_use=lambda disk: disk.id not in self.moving,
         )
 
-    def _other(self, node: str, disk: str, within: float) -> Fenced:
-        self.asked.append((node, disk))
+    def _other(self, node: str, disk: str, within: float, *, again: bool = False) -> Fenced:
+        (self.again if again else self.asked).append((node, disk))
         if isinstance(self.answer, McvirtError):
             raise self.answer
         return self.answer
+
+    def machine(self, node: str) -> None:
+        """The hard drive is a machine's, which is registered on *node*."""
+        with self.store.change() as change:
+            change.put(VmRecord(name="web1", id="vm-1", uuid="u-1", memory=1, cpu_count=1, nodes=(), node=node))
+            change.edit(DiskRecord, DISK, vm="web1", slot=1)
+
+    def fence_again(self) -> list[tuple[str, str]]:
+        """Who was asked, when that has been done once."""
+        self.again.clear()
+        self.here.fence_again()
+        deadline = time.monotonic() + SOON
+        while any(thread.name == "fence" for thread in threading.enumerate()):
+            assert time.monotonic() < deadline
+            threading.Event().wait(0.01)
+        return self.again
 
     def enable(self) -> None:
         with self.store.change() as change:
@@ -283,6 +300,99 @@ def test_a_side_that_is_connected_is_not_outdated(world: World) -> None:
         f"change connection name:{NAME} connection:Connecting", f"change peer-device name:{NAME} replication:Off"
     )
     assert world.here.outdate(DISK, "n2") == "failed"
+
+
+ALONE = (
+    f"change connection name:{NAME} connection:Connecting role:Unknown",
+    f"change peer-device name:{NAME} replication:Off peer-disk:DUnknown",
+)
+CUT_OFF = NodeUnreachable(node="n2", reason="off.")
+
+
+def alone(world: World, role: str = "Primary") -> None:
+    """This side has lost the other one."""
+    world.kernel.say(*CONNECTED_AGAIN)
+    world.here.reader.wait(NAME, lambda state: state is not None and state.connected, SOON)
+    world.kernel.say(f"change resource name:{NAME} role:{role}", *ALONE)
+    world.here.reader.wait(
+        NAME, lambda state: state is not None and state.role == role and state.peer_disk == "DUnknown", SOON
+    )
+
+
+CONNECTED_AGAIN = tuple(line.replace("exists ", "change ", 1) for line in CONNECTED)
+
+
+@pytest.fixture
+def used(world: World) -> World:
+    """The machine is registered here, and its disk Primary, with the link lost."""
+    world.machine("n1")
+    world.enable()
+    world.here.start()
+    world.kernel.say(*up(*CONNECTED))
+    alone(world)
+    return world
+
+
+def test_a_side_that_could_not_be_told_is_told_when_its_node_is_back(used: World) -> None:
+    used.answer = CUT_OFF
+    assert used.ring("fence-peer") == handler.UNREACHABLE
+    assert used.fence_again() == [("n2", DISK)]  # and it is still away
+    used.answer = "outdated"
+    assert used.fence_again() == [("n2", DISK)]
+    assert used.fence_again() == []
+
+
+def test_a_side_that_knows_is_not_told_again_until_it_was_back(used: World) -> None:
+    assert used.ring("fence-peer") == handler.OUTDATED
+    assert used.fence_again() == []
+    alone(used)  # it was back meanwhile, and so has all data again
+    assert used.fence_again() == [("n2", DISK)]
+
+
+def test_only_who_uses_a_disk_alone_tells_the_other_side(used: World) -> None:
+    used.moving.add(DISK)  # and its guest is not here
+    assert used.fence_again() == []
+    used.moving.clear()
+    used.machine("n2")
+    assert used.fence_again() == []
+    used.machine("n1")
+    alone(used, "Secondary")
+    assert used.fence_again() == []
+    used.kernel.say(*CONNECTED_AGAIN, f"change resource name:{NAME} role:Primary")
+    used.here.reader.wait(NAME, lambda state: state is not None and state.both_good, SOON)
+    assert used.fence_again() == []
+
+
+def test_two_sides_that_have_split_tell_each_other_nothing(used: World) -> None:
+    used.kernel.say(
+        f"call helper name:{NAME} helper:split-brain", f"change connection name:{NAME} connection:StandAlone"
+    )
+    used.here.reader.wait(NAME, lambda state: state is not None and state.connection == "StandAlone", SOON)
+    state = used.here.reader.state(NAME)
+    assert state is not None and state.split_brain
+    assert used.fence_again() == []
+
+
+def test_who_is_told_late_and_has_the_machine_by_now_keeps_its_data(world: World) -> None:
+    world.machine("n1")
+    world.enable()
+    world.here.start()
+    world.kernel.say(*up())
+    world.here.reader.wait(NAME, lambda state: state is not None, SOON)
+    assert world.here.outdate(DISK, "n2", again=True) == "failed"
+    assert f"outdate {NAME}" not in world.kernel.done
+    world.machine("n2")
+    assert world.here.outdate(DISK, "n2", again=True) == "outdated"
+    assert f"outdate {NAME}" in world.kernel.done
+
+
+def test_what_is_worse_than_old_need_not_be_told(world: World) -> None:
+    world.enable()
+    world.here.start()
+    world.kernel.say(*up(f"exists device name:{NAME} minor:4 disk:Inconsistent size:1024"))
+    world.here.reader.wait(NAME, lambda state: state is not None, SOON)
+    assert world.here.outdate(DISK, "n2", again=True) == "outdated"
+    assert f"outdate {NAME}" not in world.kernel.done
 
 
 def test_a_split_is_remembered_until_it_is_over(world: World) -> None:
