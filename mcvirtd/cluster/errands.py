@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import logging
+import time
 from collections.abc import Callable
-from contextlib import suppress
 from typing import Any
 
 import msgspec
 
-from mcvirt.errors import BadArgument, McvirtError, TaskCancelled, from_wire
+from mcvirt.errors import AnswerLost, BadArgument, McvirtError, NodeUnreachable, TaskCancelled, from_wire
 from mcvirt.rpc.codec import Reply
 from mcvirt.types.task import ENDED, TaskInfo, TaskNews, TaskState
 from mcvirtd.auth.caller import Caller, current_caller
@@ -17,7 +18,11 @@ from mcvirtd.cluster.peers import Peers
 from mcvirtd.state.replication import note_left_behind
 from mcvirtd.tasks.task import current_task
 
+log = logging.getLogger(__name__)
+
 FOLLOW_FOR = 1.0
+# A task goes on while its node can't be asked for it: a link that is cut for a moment, a daemon that systemd restarts.
+RETURNS_WITHIN = 30.0
 _news = msgspec.json.Decoder(TaskNews)
 
 
@@ -34,7 +39,8 @@ class Errands:
     ) -> msgspec.Raw:
         """The operation's result in wire form, or its error raised; *heard* is told of the task there as it goes on.
 
-        Cancelling the current task cancels that one, and waits for it to unwind. Raises NodeUnreachable.
+        Cancelling the current task cancels that one, and waits for it to unwind. A node that can't be asked any more is
+        waited for, a while. Raises NodeUnreachable before it is begun, and AnswerLost when it may go on there.
         """
         caller, task = current_caller(), current_task()
         reply = self._forward(node, operation, arguments, caller)
@@ -42,13 +48,20 @@ class Errands:
             note_left_behind(reply.away)
             return reply.ok
         seen, told = -1, False
+        away_since: float | None = None
         while True:
-            if task.cancelled.is_set() and not told:
-                told = True
-                with suppress(McvirtError):  # it may have ended this very moment
-                    self._forward(node, "task.cancel", {"task": reply.task}, caller)
             following = {"task": reply.task, "seen": seen, "wait": FOLLOW_FOR}
-            news = _news.decode(self._forward(node, "task.follow", following, caller).ok)
+            try:
+                if task.cancelled.is_set() and not told:
+                    told = self._cancel(node, reply.task, caller)
+                news = _news.decode(self._forward(node, "task.follow", following, caller).ok)
+            except NodeUnreachable as error:
+                away_since = time.monotonic() if away_since is None else away_since
+                left = away_since + RETURNS_WITHIN - time.monotonic()
+                if left <= 0 or task.cancelled.is_set() or not self._returns(node, left):
+                    raise AnswerLost(node=node, reason=f"{_reason(error)} Task {reply.task} may go on there.") from None
+                continue
+            away_since = None
             seen = news.info.version
             heard(news.info)
             if news.info.state in ENDED:
@@ -58,6 +71,24 @@ class Errands:
                 if news.info.state is TaskState.CANCELLED:
                     raise TaskCancelled(by="")
                 return news.result
+
+    def _cancel(self, node: str, task: str, caller: Caller) -> bool:
+        """The task there is to unwind; it may have ended this very moment. Raises NodeUnreachable."""
+        try:
+            self._forward(node, "task.cancel", {"task": task}, caller)
+        except NodeUnreachable:
+            raise
+        except McvirtError as error:
+            log.debug("task %s on node %s is not cancelled: %s", task, node, error)
+        return True
+
+    def _returns(self, node: str, within: float) -> bool:
+        """Whether the node answers again before that many seconds have passed, or the task here is cancelled."""
+        ends = time.monotonic() + within
+        while not current_task().cancelled.is_set() and (left := ends - time.monotonic()) > 0:
+            if self._peers.wait_for(node, min(left, FOLLOW_FOR)):
+                return True
+        return False
 
     def _forward(self, node: str, operation: str, arguments: dict[str, Any], caller: Caller) -> Reply:
         reply = self._reply(node, operation, arguments, caller)
@@ -82,3 +113,7 @@ class Errands:
         if caller.without or caller.ignore_drbd:
             handed_on |= {"without": caller.without, "ignore_drbd": caller.ignore_drbd}
         return msgspec.json.decode(self._peers.call(node, "peer", "forward", handed_on), type=Reply)
+
+
+def _reason(error: NodeUnreachable) -> str:
+    return str(error.fields.get("reason") or error)

@@ -162,6 +162,7 @@ class Peers:
         self._lock = threading.Lock()
         self._links: dict[str, _Link] = {}
         self._started = False
+        self._answers = threading.Condition()
         self._asking = ThreadPoolExecutor(_ASKING_AT_ONCE, thread_name_prefix="ask")
 
     def start(self, within: float = 0.0) -> None:
@@ -307,6 +308,20 @@ class Peers:
             return PeerStatus(reachable=False, silent_for=None, reason="it is no member with an address.")
         return link.status()
 
+    def wait_for(self, node: str, within: float) -> bool:
+        """Whether *node* answers a heartbeat from now on, as soon as it does; False after *within* seconds, and at once
+        for no member."""
+        began = time.monotonic()
+
+        def answered() -> bool:
+            silent_for = self.status(node).silent_for
+            return silent_for is not None and time.monotonic() - silent_for > began
+
+        self.wake(node)
+        with self._answers:
+            self._answers.wait_for(lambda: node not in self._links or answered(), within)
+        return answered()
+
     # --- heartbeats ---------------------------------------------------------------------------------------------------
 
     def wake(self, node: str | None = None) -> None:
@@ -362,6 +377,8 @@ class Peers:
         if returned:
             log.info("node %s answers", link.name)
         self._heard(link.name, answer)
+        with self._answers:
+            self._answers.notify_all()
         if returned:
             self.returned(link.name)
 

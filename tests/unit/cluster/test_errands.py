@@ -8,7 +8,7 @@ from typing import Any, cast
 import msgspec
 import pytest
 
-from mcvirt.errors import Conflict, NodeUnreachable, TaskCancelled
+from mcvirt.errors import AnswerLost, Conflict, NodeUnreachable, TaskCancelled
 from mcvirt.rpc.codec import Reply
 from mcvirt.types.task import TaskInfo, TaskNews, TaskState
 from mcvirtd.auth.caller import Caller, called_by
@@ -27,6 +27,12 @@ class OtherNode:
         self.replies = list(replies)
         self.asked: list[tuple[str, dict[str, Any]]] = []
         self.users: set[str] = set()
+        self.waited: list[float] = []
+        self.returns = True
+
+    def wait_for(self, node: str, within: float) -> bool:
+        self.waited.append(within)
+        return self.returns
 
     def call(self, node: str, object_id: str, operation: str, arguments: dict[str, Any]) -> msgspec.Raw:
         assert (node, object_id, operation) == ("n2", "peer", "forward")
@@ -94,9 +100,51 @@ def test_cancelled_here_it_is_cancelled_there_once_and_waited_for() -> None:
     assert [asked for asked, _ in other.asked] == ["verification.verify_disk", "task.cancel", follow, follow]
 
 
-def test_a_node_that_is_gone_is_not_waited_for() -> None:
-    with pytest.raises(NodeUnreachable):
-        run(OtherNode(Reply(task="t1"), NodeUnreachable(node="n2", reason="it is off.")))
+AWAY = NodeUnreachable(node="n2", reason="it is off.")
+
+
+def test_a_node_that_is_away_is_not_begun_with() -> None:
+    other = OtherNode(AWAY)
+    with pytest.raises(NodeUnreachable, match="it is off"):
+        run(other)
+    assert other.waited == []
+
+
+def test_its_task_is_followed_on_when_a_node_is_back() -> None:
+    other = OtherNode(Reply(task="t1"), AWAY, AWAY, news(TaskState.RUNNING, 3), AWAY, news(TaskState.DONE, 4, result=7))
+    assert run(other) == (7, [3, 4])
+    assert len(other.waited) == 3
+
+
+def test_a_node_that_stays_away_is_given_up_and_what_may_go_on_there_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("mcvirtd.cluster.errands.RETURNS_WITHIN", 0.05)
+    other = OtherNode(Reply(task="t1"), AWAY)
+    other.returns = False
+    with pytest.raises(AnswerLost, match=r"it is off\. Task t1 may go on there\. So it is not known"):
+        run(other)
+
+
+def test_who_cancels_it_does_not_wait_for_a_node_that_is_away() -> None:
+    task = Task("x", "", "alice", "n1")
+    task.cancel("alice")
+    other = OtherNode(Reply(task="t1"), AWAY)
+    with pytest.raises(AnswerLost, match="may go on there"):
+        run(other, task)
+    assert other.waited == []
+
+
+def test_a_cancellation_that_did_not_arrive_is_said_again() -> None:
+    task = Task("x", "", "alice", "n1")
+
+    class Returning(OtherNode):
+        def wait_for(self, node: str, within: float) -> bool:
+            task.cancel("alice")
+            return super().wait_for(node, within)
+
+    other = Returning(Reply(task="t1"), AWAY, Reply(), news(TaskState.CANCELLED, 4))
+    with pytest.raises(TaskCancelled):
+        run(other, task)
+    assert [asked for asked, _ in other.asked[2:]] == ["task.cancel", "task.follow"]
 
 
 def test_an_errand_on_this_node_goes_through_its_own_door_without_the_session() -> None:

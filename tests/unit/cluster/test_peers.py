@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ssl
+import threading
 from typing import Any
 
 import msgspec
@@ -47,3 +48,29 @@ def test_a_member_that_answers_again_is_told_of_once() -> None:
     peers._beat_once(link, connection)
     # What it said is taken in first.
     assert told == ["1 of n2", "n2 is back", "1 of n2", "1 of n2", "n2 is back"]
+
+
+def test_who_waits_for_a_node_goes_on_with_its_next_answer() -> None:
+    peers = Peers(
+        members=None,  # type: ignore[arg-type]
+        context=ssl.create_default_context,
+        say=lambda _: Beat(version="1"),
+        heard=lambda *_: None,
+    )
+    connection: Any = Connection()
+    link = _Link("n2", NodeRecord(name="n2", id="n2"), lambda: connection)
+    assert not peers.wait_for("n2", 60)  # no member
+    peers._links["n2"] = link
+    peers._beat_once(link, connection)
+    # It has answered, but nobody knows whether it still does.
+    assert not peers.wait_for("n2", 0.01)
+    link.wake.clear()
+
+    def beat() -> None:
+        link.wake.wait(60)
+        peers._beat_once(link, connection)
+
+    beating = threading.Thread(target=beat)
+    beating.start()
+    assert peers.wait_for("n2", 60)
+    beating.join()
