@@ -22,9 +22,9 @@ SHARED = "/var/lib/libvirt/shared"
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs root for namespaces and libvirtd")
 
 
-def connected(cluster: ClusterNodes) -> bool:
-    """Whether each node reaches the other."""
-    return all(row["status"] != "Unreachable" for node in cluster for row in node.json("info"))
+def connected(cluster: ClusterNodes, *nodes: McvirtNode) -> bool:
+    """Whether each node, or each of *nodes*, reaches the others."""
+    return all(row["status"] != "Unreachable" for node in nodes or cluster for row in node.json("info"))
 
 
 @pytest.fixture(scope="module")
@@ -221,9 +221,9 @@ def at_rest(cluster: ClusterNodes) -> bool:
     return statuses == {"Local", "Connected"} and not live
 
 
-def sends(cluster: ClusterNodes, name: str) -> bool:
-    """Whether some of its memory or its disks has been sent."""
-    found = re.search(r"Data processed:\s+([0-9.]+)", cluster[1].virsh("domjobinfo", name, check=False))
+def sends(cluster: ClusterNodes, name: str, source: McvirtNode | None = None) -> bool:
+    """Whether some of its memory or its disks has been sent, by node1 if not by *source*."""
+    found = re.search(r"Data processed:\s+([0-9.]+)", (source or cluster[1]).virsh("domjobinfo", name, check=False))
     return found is not None and float(found[1]) > 0
 
 
