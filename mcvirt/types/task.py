@@ -29,13 +29,17 @@ class TaskRef(msgspec.Struct, frozen=True):
 
 
 class StepInfo(msgspec.Struct, frozen=True, kw_only=True):
-    """One named step: *done* of *total* in *unit* ("B" for bytes), where amounts are known."""
+    """One named step: *done* of *total* in *unit* ("B" for bytes), where amounts are known.
+
+    *waits* is why it does not go on just now, in a sentence; "" while it does.
+    """
 
     name: str
     done: int = 0
     total: int | None = None
     unit: str = ""
     finished: bool = False
+    waits: str = ""
 
 
 class TaskInfo(msgspec.Struct, frozen=True, kw_only=True):

@@ -41,7 +41,7 @@ class Bars:
             step = _current(info)
             if step is not None:
                 room = (terminal_width(self._out.stderr, os.environ) or 80) - 1
-                text = describe(step) + self._pace.left(step, time.monotonic())
+                text = describe(step) + ("" if step.waits else self._pace.left(step, time.monotonic()))
                 write(_cut(f"{info.target}: {text}" if info.target else text, room))
                 self._shown = True
         self._out.stderr.flush()
@@ -83,12 +83,14 @@ class Pace:
 
 
 def describe(step: StepInfo) -> str:
-    """A step in a line, with its bar where amounts are known."""
+    """A step in a line, with its bar where amounts are known, and why it waits if it does."""
     if step.total:
-        return f"{step.name} {bar(step.done, step.total)} {_of(step.done, step.total, step.unit)}"
-    if step.done:
-        return f"{step.name} {about(step.done) if step.unit == 'B' else f'{step.done} {step.unit}'}".rstrip()
-    return f"{step.name} ..."
+        text = f"{step.name} {bar(step.done, step.total)} {_of(step.done, step.total, step.unit)}"
+    elif step.done:
+        text = f"{step.name} {about(step.done) if step.unit == 'B' else f'{step.done} {step.unit}'}".rstrip()
+    else:
+        text = f"{step.name} ..."
+    return f"{text} (waits: {step.waits})" if step.waits else text
 
 
 def bar(done: int, total: int) -> str:

@@ -49,8 +49,10 @@ class FormerLegs:
         self._lock = threading.Lock()
 
     def settle(self) -> None:
-        """Delete them; for a timer. One that can't be now is tried again."""
-        with self._lock:
+        """Delete them; for a timer. One that can't be now is tried again. Others do nothing while one is at it."""
+        if not self._lock.acquire(blocking=False):
+            return
+        try:
             for record in list(self._store.all(FormerLegRecord).values()):
                 if record.node != self._node or self._is_wanted(record.disk):
                     continue
@@ -62,6 +64,8 @@ class FormerLegs:
                     log.warning("what this node had of hard drive %s is deleted later: %s", record.disk, error)
                 else:
                     log.info("what this node had of hard drive %s was deleted: it is on other nodes now", record.disk)
+        finally:
+            self._lock.release()
 
     def _is_wanted(self, disk: str) -> bool:
         """Whatever has come of it, data that the records speak of is never deleted."""

@@ -13,7 +13,6 @@ from __future__ import annotations
 import logging
 import secrets
 import string
-import threading
 from collections.abc import Callable, Sequence, Set
 from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import suppress
@@ -195,9 +194,11 @@ class Replacing:
                 behind = [record for record in records if not self._equal(record, new)]
                 progress.at(total - sum(self._left(record) for record in behind))
                 if behind:
+                    progress.waits(self._stalled(behind, new))
                     with suppress(DeadlinePassed):
                         self._states.wait(resource_name(behind[0].id), _at_rest, self._look_every)
-                        threading.Event().wait(_LOOK_FOR_CANCEL)  # the other node may need a moment to see it, too
+                        # The other node may need a moment to see it, too.
+                        current_task().cancelled.wait(_LOOK_FOR_CANCEL)
                     continue
                 try:
                     with current_task().shielded():
@@ -207,6 +208,7 @@ class Replacing:
                     if str(error) != told:
                         told = str(error)
                         log.warning("that hard drives are on %s now can't be stored yet: %s", new, error)
+                    progress.waits(f"all is there, but this can't be stored yet. {error}")
                     current_task().cancelled.wait(self._again_after)
 
     def _new(self, disks: Sequence[str]) -> str:
@@ -243,6 +245,16 @@ class Replacing:
             return _at_rest(self._legs(new).state(disk.id))
         except NodeUnreachable:
             return False
+
+    def _stalled(self, behind: Sequence[DiskRecord], new: str) -> str:
+        """Why nothing of these is copied just now, in a sentence; '' if something is."""
+        states = [(disk, self._states.state(resource_name(disk.id))) for disk in behind]
+        if any(state is not None and state.connected for _, state in states):
+            return ""
+        disk, state = states[0]
+        if state is None:
+            return f"hard drive {disk.id} is down on node '{self._node}'."
+        return f"DRBD has no connection with node '{new}' (hard drive {disk.id} is {state.connection})."
 
     def _left(self, disk: DiskRecord) -> int:
         state = self._states.state(resource_name(disk.id))

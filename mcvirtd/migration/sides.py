@@ -15,7 +15,7 @@ from mcvirtd.auth.caller import current_caller
 from mcvirtd.drbd.former_legs import has_former_leg
 from mcvirtd.drbd.replacing import Replacing
 from mcvirtd.migration.side_plans import SidePlanner, nodes_after
-from mcvirtd.state.records import BackendRecord, DiskRecord, VmRecord
+from mcvirtd.state.records import BackendRecord, DiskRecord, FormerLegRecord, VmRecord
 from mcvirtd.state.store import Change
 from mcvirtd.tasks.task import current_task, step
 from mcvirtd.vm.design import Machine
@@ -25,7 +25,7 @@ log = logging.getLogger(__name__)
 
 DELETED_WITHIN = 30.0
 AGAIN_AFTER = 60.0
-_LOOK_EVERY = 0.2
+_LOOK_EVERY = 1.0
 
 
 class Sides(MoveApi):
@@ -50,6 +50,8 @@ class Sides(MoveApi):
         self._lock = threading.Lock()
         self._here: set[str] = set()
         self._tried: dict[str, float] = {}
+        self._deleted = threading.Condition()
+        ground.store.subscribe(self._on_change)
 
     def plan(self, name: str, destination: str, source: str | None = None, force: bool = False) -> MovePlan:
         return self._planner.prepare(name, destination, source, force=force).plan
@@ -173,8 +175,16 @@ class Sides(MoveApi):
         if not source or not remains():
             return False
         with suppress(McvirtError), step(f"Deleting what node {source} has"):
-            deadline = time.monotonic() + self._deleted_within
-            while remains() and self._reachable(source) and time.monotonic() < deadline:
-                if current_task().cancelled.wait(_LOOK_EVERY):
-                    break
+            task, deadline = current_task(), time.monotonic() + self._deleted_within
+            with self._deleted:
+                while remains() and self._reachable(source) and not task.cancelled.is_set():
+                    if (left := deadline - time.monotonic()) <= 0:
+                        break
+                    # That it is deleted is an event; that the node is gone is not.
+                    self._deleted.wait(min(left, _LOOK_EVERY))
         return remains()
+
+    def _on_change(self, change: Change) -> None:
+        if any(kind == FormerLegRecord.kind for kind, _ in change.deletes):
+            with self._deleted:
+                self._deleted.notify_all()

@@ -27,6 +27,7 @@ class Progress:
         self._task = task
         self._index = index
         self._told = 0.0
+        self._waits = ""
 
     def at(self, done: int) -> None:
         """Report the amount that is done by now; raises TaskCancelled if the task was cancelled."""
@@ -35,6 +36,12 @@ class Progress:
         if now - self._told >= _PROGRESS_INTERVAL:
             self._told = now
             self._task._set_step(self._index, done=done)
+
+    def waits(self, why: str) -> None:
+        """Say why it does not go on just now, in a sentence; "" when it does."""
+        if why != self._waits:
+            self._waits = why
+            self._task._set_step(self._index, waits=why)
 
 
 class Task:
@@ -103,7 +110,7 @@ class Task:
             self._steps.append(StepInfo(name=name, total=total, unit=unit))
             self._bump()
         yield Progress(self, index)
-        self._set_step(index, finished=True, **({} if total is None else {"done": total}))
+        self._set_step(index, finished=True, waits="", **({} if total is None else {"done": total}))
 
     def _set_step(self, index: int, **fields: Any) -> None:
         with self._changed:

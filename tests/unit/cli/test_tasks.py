@@ -170,3 +170,4 @@ def test_bars():
     assert bar(20, 10).endswith("100%")
     assert describe(StepInfo(name="Sync", done=3, total=4, unit="disks")) == f"Sync {bar(3, 4)} 3 of 4 disks"
     assert describe(StepInfo(name="Wait")) == "Wait ..."
+    assert describe(StepInfo(name="Wait", waits="node2 is off.")) == "Wait ... (waits: node2 is off.)"

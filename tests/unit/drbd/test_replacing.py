@@ -44,7 +44,7 @@ from mcvirtd.state.records import (
     VmRecord,
 )
 from mcvirtd.tasks.engine import CLOSING
-from mcvirtd.tasks.task import Task
+from mcvirtd.tasks.task import Progress, Task
 from tests.unit.drbd.test_machines import DRBD, Both, until
 from tests.unit.vm.world import MIB
 
@@ -71,7 +71,7 @@ class Trio(Both):
         self.sides = self.make_sides()
         self.former = {name: FormerLegs(self.store, name, self.legs[name].drop) for name in self.NODES}
 
-    def make_sides(self) -> Sides:
+    def make_sides(self, deleted_within: float = 0.1) -> Sides:
         def reachable(name: str) -> bool:
             return name == "n1" or not self.far[name].away
 
@@ -83,7 +83,11 @@ class Trio(Both):
             reachable=reachable,
         )
         return Sides(
-            self.ground, planner=self.planner, replacing=self.replacing, reachable=reachable, deleted_within=0.1
+            self.ground,
+            planner=self.planner,
+            replacing=self.replacing,
+            reachable=reachable,
+            deleted_within=deleted_within,
         )
 
     def after_power_loss(self) -> Trio:
@@ -121,6 +125,11 @@ class Trio(Both):
                 has = [name for name in self.volumes(node).names() if disk.id in name]
                 assert len(has) == (2 if node in (one, other) else 0), (node, has)
         assert self.record().nodes == (one, other)
+
+    def cut(self, cut: bool) -> None:
+        with self.wires.changed:
+            self.wires.cut = cut
+            self.wires.settle()
 
     def settle_former(self) -> None:
         for former in self.former.values():
@@ -187,6 +196,24 @@ class TestMove:
         assert trio.role() == {"Primary"}
         # The one that was left alone began another generation by itself.
         assert ("new_current_uuid", trio.name()) not in trio.kernels["n1"].calls[-10:]
+
+    def test_it_is_over_when_the_old_side_is_deleted(self, trio: Trio) -> None:
+        trio.sides = trio.make_sides(deleted_within=60)
+        task = trio.start_task(lambda: trio.sides.move("web1", "n3", "n2"))
+        until(lambda: trio.store.all(FormerLegRecord))
+        assert trio.tasks.find(task.id) is not None
+        trio.settle_former()
+        assert trio.ended(task) is None
+        assert msgspec.json.decode(trio.tasks.news(task.id).result)["left"] is False
+
+    def test_one_caller_at_a_time_deletes_old_sides(self, trio: Trio) -> None:
+        trio.far["n2"].away = True
+        assert trio.moved(force=True) is None
+        with trio.former["n2"]._lock:
+            trio.settle_former()
+            assert trio.store.all(FormerLegRecord) != {}
+        trio.settle_former()
+        assert trio.store.all(FormerLegRecord) == {}
 
     def test_there_and_back_again(self, trio: Trio) -> None:
         for destination, source in (("n3", "n2"), ("n2", "n3"), ("n3", None)):
@@ -378,6 +405,15 @@ class TestFailure:
         trio.tasks.settle()
         trio.good_on("n1", "n2")
 
+    def test_a_link_that_is_cut_is_waited_for_and_said(self, trio: Trio) -> None:
+        task = trio.until_copying()
+        trio.cut(True)
+        until(lambda: "DRBD has no connection with node 'n3'" in task.info().steps[-1].waits)
+        trio.cut(False)
+        until(lambda: not task.info().steps[-1].waits)
+        trio.wires.copy()
+        assert trio.ended(task) is None
+
     def test_new_node_that_is_removed_meanwhile(self, trio: Trio) -> None:
         task = trio.until_copying()
         with trio.store.change() as change:
@@ -396,19 +432,23 @@ class TestFailure:
 
     def test_cluster_that_takes_no_changes_is_waited_for(self, trio: Trio, monkeypatch: pytest.MonkeyPatch) -> None:
         tries: list[int] = []
+        tried = NodeUnreachable(node="n2", reason="it leads.")
         store_new_sides = trio.replacing._store_new_sides
 
         def fails(*args: Any) -> None:
             tries.append(1)
             if len(tries) < 3:
-                raise NodeUnreachable(node="n2", reason="it leads.")
+                raise tried
             store_new_sides(*args)
 
         monkeypatch.setattr(trio.replacing, "_store_new_sides", fails)
+        told: list[str] = []
+        monkeypatch.setattr(Progress, "waits", lambda _, why: told.append(why))
         assert trio.moved() is None
         trio.settle_former()
         trio.good_on("n1", "n3")
         assert len(tries) == 3
+        assert [why for why in told if why] == [f"all is there, but this can't be stored yet. {tried}"] * 2
 
     def test_data_that_the_records_speak_of_is_never_deleted(self, trio: Trio) -> None:
         disk = trio.disk_records[0].id
