@@ -234,7 +234,10 @@ class DrbdRecord(Record, frozen=True, kw_only=True):
 
 
 class VmRecord(Record, frozen=True, kw_only=True):
-    """A virtual machine. *node* is where it is registered, *adapters* maps MAC address to network."""
+    """A virtual machine. *node* is where it is registered, *adapters* maps MAC address to network.
+
+    *deleter* is the task that deletes it, or has begun to: until it is over, no node registers it.
+    """
 
     kind: ClassVar[str] = "vm"
 
@@ -259,6 +262,7 @@ class VmRecord(Record, frozen=True, kw_only=True):
     unfinished: tuple[str, ...] = ()  # what its creation was to add and has not: for `info`
     waiting: Waiting | None = None  # to be migrated as soon as its guest has shut down
     last_migration: MigrationReport | None = None
+    deleter: str = ""
 
 
 class Drained(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

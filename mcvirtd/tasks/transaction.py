@@ -188,10 +188,15 @@ class Transaction:
         current_task().check()
         self._entries.append((self._journal.add(self._scope, "undo", act, arguments), "undo", act, arguments))
 
-    def redo(self, act: str, **arguments: Any) -> None:
-        """After a crash, *act* finishes what the next lines do; a failure that is none leaves things as they are."""
+    def redo(self, act: str, **arguments: Any) -> int:
+        """After a crash, *act* finishes what the next lines do; a failure that is none leaves things as they are.
+
+        The result is for `Journal.amend`.
+        """
         self._must_be_open()
-        self._entries.append((self._journal.add(self._scope, "redo", act, arguments), "redo", act, arguments))
+        due = self._journal.add(self._scope, "redo", act, arguments)
+        self._entries.append((due, "redo", act, arguments))
+        return due
 
     @contextmanager
     def commit(self) -> Iterator[Change]:
@@ -201,6 +206,14 @@ class Transaction:
             self._forget_all(change)
             self.committing = True
         self.closed = True
+
+    @contextmanager
+    def change(self) -> Iterator[Change]:
+        """A change on the way: where it is not known whether it stands, all that is due stays due, for later."""
+        with self._journal._store.change() as change:
+            yield change
+            self.committing = True
+        self.committing = False
 
     def leave_due_if_unknown(self) -> None:
         """From here on a change of which it is not known whether it stands leaves all that is due, for later."""

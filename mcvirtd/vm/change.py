@@ -28,7 +28,7 @@ from mcvirtd.vm.design import Machine
 from mcvirtd.vm.ground import Ground
 from mcvirtd.vm.planning import ChangePlanner, Plan, nodes_with
 from mcvirtd.vm.release import RELEASE_DISK
-from mcvirtd.vm.unsettled import disks_rest, settled
+from mcvirtd.vm.unsettled import disks_rest, settled, stays
 
 log = logging.getLogger(__name__)
 
@@ -63,6 +63,7 @@ class Changes:
             if target != plan.now:
                 self._align(tx, target)
             with tx.commit() as change:
+                stays(change.get(VmRecord, name))
                 checks.networks_stayed(change, target.vm)
                 # Only what was named: the machine may have been locked or unlocked meanwhile, which needs no lock.
                 change.edit(VmRecord, name, **_differences(plan.now.vm, target.vm))
@@ -156,6 +157,8 @@ class Changes:
         with reasons.gather():
             checks.unlocked(machine.vm)
         with reasons.gather():
+            stays(machine.vm)
+        with reasons.gather():
             settled(self._journal, machine.vm.name)
         with reasons.gather():
             disks_rest(self._store, name)
@@ -187,6 +190,7 @@ class Changes:
     def commit_attached(self, change: Change, disk: DiskRecord) -> None:
         """In the change that stores the record of a disk just attached: what that means for its machine."""
         vm = change.get(VmRecord, disk.vm or "")
+        stays(vm)
         if vm is not None:
             there = [each for each in change.all(DiskRecord).values() if each.vm == vm.name and each.id != disk.id]
             change.edit(VmRecord, vm.name, nodes=nodes_with(vm, there, [disk.nodes]))

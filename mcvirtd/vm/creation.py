@@ -15,7 +15,7 @@ from collections.abc import Callable, Sequence
 import msgspec
 
 from mcvirt import names
-from mcvirt.errors import AlreadyExists, Conflict, McvirtError, TaskCancelled, VmIncomplete, VmNotFound, VmRegistered
+from mcvirt.errors import AlreadyExists, Conflict, McvirtError, TaskCancelled, VmIncomplete, VmNotFound
 from mcvirt.types.vm import DiskDriver, DiskSpec, GraphicsDriver, Machine, VmSpec
 from mcvirt.units import format_size
 from mcvirtd.reasons import Reasons
@@ -25,6 +25,8 @@ from mcvirtd.storage.disks import DiskPlan
 from mcvirtd.tasks.task import current_task, step
 from mcvirtd.vm import checks
 from mcvirtd.vm.ground import Ground
+from mcvirtd.vm.registration import still_free
+from mcvirtd.vm.unsettled import stays
 
 _VNC_ALPHABET = string.ascii_letters + string.digits
 _VNC_LENGTH = 8  # VNC takes no longer one
@@ -165,6 +167,9 @@ class Creation:
             with self._journal.transaction() as tx:
                 disk = self._disks.create(tx, plan)
                 with tx.commit() as change:
+                    if change.get(VmRecord, name) is None:
+                        raise VmNotFound(name=name)
+                    stays(change.get(VmRecord, name))
                     self._disks.put(change, msgspec.structs.replace(disk, vm=name, slot=slot))
                     finish(change.edit, change.get(VmRecord, name), disk_words(slot, plan.size))
 
@@ -185,11 +190,7 @@ class Creation:
             tx.undo("vm.undefine", name=name, uuid=machine.vm.uuid)
             self._domains.define(machine)
             with tx.commit() as change:
-                now = change.get(VmRecord, name)
-                if now is None:
-                    raise VmNotFound(name=name)
-                if now.node not in (None, self._node):
-                    raise VmRegistered(name=name, node=now.node)
+                still_free(change, name, self._node)
                 change.edit(VmRecord, name, node=self._node)
 
 

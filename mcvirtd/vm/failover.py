@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping
-from typing import Protocol
+from collections.abc import Callable
 
 import msgspec
 
@@ -21,30 +20,17 @@ from mcvirt.errors import (
     VmNotRegistered,
     VmRegistered,
 )
-from mcvirt.types.arrival import Whereabouts
 from mcvirtd.reasons import Reasons
 from mcvirtd.state.records import VmRecord
 from mcvirtd.tasks.task import step
 from mcvirtd.vm import checks
 from mcvirtd.vm.design import Machine
+from mcvirtd.vm.elsewhere import Nodes, runs_elsewhere
 from mcvirtd.vm.ground import Ground
 from mcvirtd.vm.power import Power
 from mcvirtd.vm.unsettled import settled
 
 log = logging.getLogger(__name__)
-
-
-class Nodes(Protocol):
-    """What is asked about other nodes."""
-
-    def witness(self, node: str) -> str:
-        """Who knows that *node* is there, and how, in a sentence; '' if nobody does."""
-
-    def whereabouts(self, uuid: str) -> Mapping[str, Whereabouts | McvirtError]:
-        """What the other members that answer have of the machine, by their names, or why one of them can't say."""
-
-    def require_leader(self) -> None:
-        """Raise LeaderUnreachable if nothing of the configuration can be changed now."""
 
 
 class Failover:
@@ -111,7 +97,13 @@ class Failover:
                 reasons.add(Conflict(text=f"Hard drive {disk.id} (disk {disk.slot}) can't be taken over: {problem}"))
         self._power.check_networks(vm, reasons)
         with step("Asking the other nodes whether it runs there"):
-            self._check_elsewhere(vm, reasons)
+            for node in runs_elsewhere(self._nodes, vm, reasons):
+                reasons.add(
+                    Conflict(
+                        text=f"Virtual machine '{vm.name}' runs on node '{node}', and can be taken over only there, "
+                        f"with `mcvirt failover {vm.name} --yes-node-is-off {vm.node}`."
+                    )
+                )
         for uuid, state in self._hypervisor.domains().items():
             if uuid == vm.uuid and state.active and not state.running:
                 reasons.add(
@@ -123,20 +115,6 @@ class Failover:
             elif uuid != vm.uuid and state.name == vm.name:
                 reasons.add(Conflict(text=f"libvirt on node '{self._node}' has another domain called '{vm.name}'."))
         reasons.raise_all()
-
-    def _check_elsewhere(self, vm: VmRecord, reasons: Reasons) -> None:
-        """It may have come to another node in a migration, of whose end its own node could tell nobody."""
-        for node, found in sorted(self._nodes.whereabouts(vm.uuid).items()):
-            if isinstance(found, McvirtError):
-                text = f"Node '{node}' answers, and can't say whether virtual machine '{vm.name}' runs there: {found}"
-                reasons.add(Conflict(text=text))
-            elif found.active:
-                reasons.add(
-                    Conflict(
-                        text=f"Virtual machine '{vm.name}' runs on node '{node}', and can be taken over only there, "
-                        f"with `mcvirt failover {vm.name} --yes-node-is-off {vm.node}`."
-                    )
-                )
 
     def _with_what_is_here(self, machine: Machine) -> Machine:
         try:
@@ -159,7 +137,8 @@ class Failover:
                     raise VmNotFound(name=vm.name)
                 if now.node != vm.node:
                     raise Conflict(text=f"Virtual machine '{vm.name}' was given to another node meanwhile.")
-                change.edit(VmRecord, vm.name, node=self._node, iso=vm.iso, boot_iso=vm.boot_iso)
+                # A deletion that its node has begun is over with it: who takes the machine over wants it.
+                change.edit(VmRecord, vm.name, node=self._node, iso=vm.iso, boot_iso=vm.boot_iso, deleter="")
 
 
 class Strays:

@@ -19,9 +19,11 @@ from mcvirtd.vm.creation import Creation
 from mcvirtd.vm.deletion import Deletion
 from mcvirtd.vm.design import AcceleratorOfNode, Designer, Isos, disks_of
 from mcvirtd.vm.domains import Domains
-from mcvirtd.vm.failover import Failover, Nodes
+from mcvirtd.vm.elsewhere import Nodes
+from mcvirtd.vm.failover import Failover
 from mcvirtd.vm.ground import Ground
 from mcvirtd.vm.power import Power
+from mcvirtd.vm.registration import Registration
 from mcvirtd.vm.release import Release
 from mcvirtd.vm.service import VmService
 from mcvirtd.vm.view import View
@@ -84,6 +86,7 @@ class Machines:
         deletion = Deletion(ground, drop_vm)
         self.changes = Changes(ground)
         power = self.power = Power(ground)
+        creation = Creation(ground, deletion.remove)
         self.consoles = Consoles(hypervisor.open_console)
         self.service = VmService(
             store=store,
@@ -91,7 +94,7 @@ class Machines:
             hypervisor=hypervisor,
             domains=self.domains,
             designs=designs,
-            creation=Creation(ground, deletion.remove),
+            creation=creation,
             changes=self.changes,
             power=power,
             deletion=deletion,
@@ -106,6 +109,7 @@ class Machines:
             ),
             consoles=self.consoles,
             failover=Failover(ground, power, nodes),
+            registration=Registration(ground, power, nodes, creation.register),
             node=node,
         )
 

@@ -18,7 +18,7 @@ from mcvirtd.vm.creation import new_mac
 from mcvirtd.vm.design import Machine
 from mcvirtd.vm.domains import HOT_BUSES
 from mcvirtd.vm.ground import Ground
-from mcvirtd.vm.unsettled import disks_rest, settled
+from mcvirtd.vm.unsettled import disks_rest, settled, stays
 
 
 class Plan(msgspec.Struct, frozen=True, kw_only=True):
@@ -56,6 +56,8 @@ class ChangePlanner:
         reasons = Reasons()
         with reasons.gather():
             checks.unlocked(vm)
+        with reasons.gather():
+            stays(vm)
         with reasons.gather():
             settled(self._journal, name)
         if change.add_disks or change.delete_disk is not None or change.grow_disk is not None:

@@ -1,10 +1,9 @@
-"""Starting, stopping, resetting, registering."""
+"""Starting, stopping, resetting, unregistering."""
 
 from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable
 
 import msgspec
 
@@ -12,11 +11,9 @@ from mcvirt.errors import (
     Conflict,
     DeadlinePassed,
     McvirtError,
-    UnsuitableNode,
     VmAlreadyRunning,
     VmNotRegistered,
     VmPaused,
-    VmRegistered,
     VmRunning,
     VmStopped,
 )
@@ -72,12 +69,12 @@ class Power:
                     raise VmAlreadyRunning(name=name)
             # A deletion that a crash interrupted may not be finished yet: who starts the machine does not want it.
             self._journal.withdraw("vm.finish_delete", name=name)
-            if wanted.vm == machine.vm:
+            if wanted.vm == machine.vm and not machine.vm.deleter:
                 # Nothing to tell the other nodes: a start must not depend on any of them.
                 tx.keep()
             else:
                 with tx.commit() as change:
-                    change.edit(VmRecord, name, iso=iso, boot_iso=bool(iso))
+                    change.edit(VmRecord, name, iso=iso, boot_iso=bool(iso), deleter="")
 
     def _check_start(self, machine: Machine) -> None:
         vm = machine.vm
@@ -159,25 +156,6 @@ class Power:
                         seconds=within,
                         why=f"its guest has not shut down. `mcvirt stop {name}` turns it off.",
                     )
-
-    def register(self, name: str, define: Callable[[str], None]) -> None:
-        """Make this node the one that runs the machine; *define* does it."""
-        machine = self._domains.machine(name)
-        vm = machine.vm
-        self._domains.require_libvirt()
-        reasons = Reasons()
-        if vm.node is not None and not self._domains.is_missing(vm):
-            reasons.add(VmRegistered(name=name, node=vm.node))
-        with reasons.gather():
-            checks.unlocked(vm)
-        with reasons.gather():
-            settled(self._journal, name)
-        if self._node not in vm.nodes:
-            reasons.add(UnsuitableNode(name=name, node=self._node, nodes=", ".join(vm.nodes)))
-        self.check_parts(machine, reasons)
-        reasons.raise_all()
-        with step("Registering the machine in libvirt"):
-            define(name)
 
     def unregister(self, name: str) -> None:
         """Take the stopped machine out of libvirt."""

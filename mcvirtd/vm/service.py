@@ -33,6 +33,7 @@ from mcvirtd.vm.design import Designer
 from mcvirtd.vm.domains import Domains
 from mcvirtd.vm.failover import Failover
 from mcvirtd.vm.power import Power
+from mcvirtd.vm.registration import Registration
 from mcvirtd.vm.view import View
 
 
@@ -54,6 +55,7 @@ class VmService(VmApi):
         view: View,
         consoles: Consoles,
         failover: Failover,
+        registration: Registration,
         node: str,
     ) -> None:
         self._store = store
@@ -68,6 +70,7 @@ class VmService(VmApi):
         self._view = view
         self._consoles = consoles
         self._failover = failover
+        self._registration = registration
         self._node = node
 
     def list(self) -> tuple[VmRow, ...]:
@@ -86,8 +89,8 @@ class VmService(VmApi):
 
     def delete(self, name: str, keep_disks: bool = False, keep_config: bool = False) -> None:
         with self._locks.hold(f"vm:{name}"):
-            self._deletion.check(name, keep_disks=keep_disks)
-            self._deletion.carry_out(name, keep_disks=keep_disks, keep_config=keep_config)
+            vm = self._deletion.check(name, keep_disks=keep_disks)
+            self._deletion.carry_out(vm, keep_disks=keep_disks, keep_config=keep_config)
 
     def start(self, name: str, iso: str | None = None) -> None:
         image = names.iso_name(iso) if iso else None
@@ -111,7 +114,7 @@ class VmService(VmApi):
 
     def register(self, name: str) -> None:
         with self._locks.hold(f"vm:{name}"):
-            self._power.register(name, self._creation.register)
+            self._registration.carry_out(name)
 
     def unregister(self, name: str) -> None:
         with self._locks.hold(f"vm:{name}"):

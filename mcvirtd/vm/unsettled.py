@@ -1,9 +1,9 @@
-"""Machines of this node of which it is not known yet whether they, or their disks, are on another by now."""
+"""Machines of which it is not known yet where they, or their disks, are, or whether they will go on being there."""
 
 from __future__ import annotations
 
 from mcvirt.errors import Conflict
-from mcvirtd.state.records import DiskRecord, ReplicaClaimRecord
+from mcvirtd.state.records import DiskRecord, ReplicaClaimRecord, VmRecord
 from mcvirtd.state.store import Store
 from mcvirtd.tasks.task import current_task
 from mcvirtd.tasks.transaction import Journal
@@ -34,3 +34,16 @@ def disks_rest(store: Store, name: str) -> None:
                 text=f"Hard drives of virtual machine '{name}' are being moved to another node. Wait until that is "
                 "done, or cancel it: `mcvirt task list` shows the task."
             )
+
+
+def stays(vm: VmRecord | None) -> None:
+    """The machine is nobody's who deletes it; Conflict otherwise.
+
+    Who deletes one that is registered nowhere holds the locks of its own node alone: of the others only the order of
+    changes tells.
+    """
+    if vm is not None and vm.deleter and vm.node is None:
+        raise Conflict(
+            text=f"Virtual machine '{vm.name}' is being deleted. `mcvirt delete {vm.name}` finishes a deletion that "
+            "has failed."
+        )

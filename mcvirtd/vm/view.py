@@ -166,7 +166,9 @@ class View:
             f"(`virsh destroy {vm.name}` on node '{node}')."
             for node in self._also_on(vm)
         ]
-        if vm.node is None:
+        if vm.node is None and vm.deleter:
+            warnings.append(f"It is being deleted; `mcvirt delete {vm.name}` finishes a deletion that has failed.")
+        elif vm.node is None:
             warnings.append(f"The machine is not registered on a node; `mcvirt register {vm.name}` does that.")
         if vm.waiting is not None:
             warnings.append(f"It is migrated to node '{vm.waiting.node}' as soon as its guest has shut down.")

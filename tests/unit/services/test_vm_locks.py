@@ -49,7 +49,7 @@ def service(worker: Worker) -> VmService:
     parts: Any = dict.fromkeys(
         (
             *("store", "hypervisor", "domains", "designs", "creation", "changes", "power", "deletion", "view"),
-            *("consoles", "failover"),
+            *("consoles", "failover", "registration"),
         ),
         cast(Any, worker),
     )

@@ -23,6 +23,7 @@ from mcvirtd.vm.domains import Domains
 from mcvirtd.vm.failover import Failover
 from mcvirtd.vm.ground import Ground
 from mcvirtd.vm.power import Power
+from mcvirtd.vm.registration import Registration
 from mcvirtd.vm.release import Release
 from mcvirtd.vm.service import VmService
 from mcvirtd.vm.view import View
@@ -131,6 +132,7 @@ class World(storage.World):
             ),
             consoles=Consoles(self.hypervisor.open_console),
             failover=Failover(ground, power, self.reach),
+            registration=Registration(ground, power, self.reach, self.creation.register),
             node="n1",
         )
 
