@@ -59,7 +59,11 @@ class Admission:
         self.service = ClusterService(
             membership=self.membership,
             joining=Joining(membership=self.membership, journal=journal, reach=presence.peers.wake),
-            leaving=Leaving(membership=self.membership, peers=presence.peers),
+            leaving=Leaving(
+                membership=self.membership,
+                peers=presence.peers,
+                found_at=lambda uuid: presence.live.found_at(uuid, node),
+            ),
             newcomer=self.newcomer,
             hypervisor=hypervisor,
         )

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from mcvirt.api.membership import MembershipApi
 from mcvirt.errors import Conflict, McvirtError, NodeUnreachable, NotFound, Refused, SeveralReasons
 from mcvirt.rpc.proxy import make_client
 from mcvirt.types.membership import LeaveReport
+from mcvirt.types.vm import PowerState
 from mcvirtd.auth.grants import drop_vm
 from mcvirtd.cluster.joining import no_tasks
 from mcvirtd.cluster.membership import Membership
@@ -22,12 +23,15 @@ log = logging.getLogger(__name__)
 
 
 class Leaving:
-    """See the module."""
+    """See the module. *found_at* says which members have the domain of that UUID, by what was heard last."""
 
-    def __init__(self, *, membership: Membership, peers: Peers) -> None:
+    def __init__(
+        self, *, membership: Membership, peers: Peers, found_at: Callable[[str], Mapping[str, PowerState]]
+    ) -> None:
         self._membership = membership
         self._store = membership.store
         self._peers = peers
+        self._found_at = found_at
 
     def report(self, node: str) -> LeaveReport:
         """What stands against it, or would be lost."""
@@ -90,6 +94,7 @@ class Leaving:
         if force:
             if report.reachable:
                 raise Conflict(text=f"Node '{node}' answers, so it can be removed without force, and cleanly.")
+            self._check_arrived(report)
             return
         reasons: list[Refused] = []
         for what, names, hint in (
@@ -113,6 +118,28 @@ class Leaving:
                 reason=f"{self._peers.status(node).reason} If it is gone for good, `mcvirt cluster remove-node --node "
                 f"{node} --force` removes it all the same.",
             )
+
+    def _check_arrived(self, report: LeaveReport) -> None:
+        """Machines of the node may have come to another one, in a migration of whose end it could tell nobody.
+
+        With the node goes what is known of those, and the records of disks that it had alone.
+        """
+        reasons: list[Refused] = []
+        for vm in self._store.all(VmRecord).values():
+            if vm.node != report.node:
+                continue
+            for where, state in sorted(self._found_at(vm.uuid).items()):
+                if where != report.node and (state is not PowerState.STOPPED or vm.name in report.lost):
+                    what = "has come to" if state is PowerState.STOPPED else "runs on"
+                    reasons.append(
+                        Conflict(
+                            text=f"Virtual machine '{vm.name}' of node '{report.node}' {what} node '{where}', in a "
+                            "migration that was not settled. Take it over there first: `mcvirt failover "
+                            f"{vm.name} --yes-node-is-off {report.node}`."
+                        )
+                    )
+        if reasons:
+            raise SeveralReasons.of(reasons)
 
     def _forget(self, change: Change, node: str) -> None:
         """The configuration without *node*, and without what was there only."""

@@ -227,6 +227,13 @@ class Live:
             silent=silent,
         )
 
+    def found_at(self, uuid: str, node: str) -> Mapping[str, PowerState]:
+        """The nodes that answer and have that domain, and what it does there; *node* is this one."""
+        found = {name: facts.states[uuid] for name, facts in list(self._others.items()) if uuid in facts.states}
+        found = {name: state for name, state in found.items() if self._reachable(name)}
+        here = self._hypervisor.domains().get(uuid)
+        return found if here is None else {**found, node: power_state(here)}
+
     def drbd(self, node: str) -> Mapping[str, ResourceState]:
         """DRBD's resources on *node*, which is not this one, as it said last."""
         facts = self._others.get(node)

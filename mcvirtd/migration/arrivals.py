@@ -202,6 +202,8 @@ class Arrivals(ArrivalApi):
             self._check_domains(vm)
             self._forget(vm.name)
             sockets.forget(vm.name)
+            # What is found here from now on has come: nothing that was left of it earlier is to be taken for that.
+            self._hypervisor.undefine(vm.uuid)
             if traveller.online:
                 sockets.prepare(self._hypervisor.guests_user())
             close = self._ground.journal.keep_open()
@@ -216,7 +218,7 @@ class Arrivals(ArrivalApi):
         self._require_expected(name)
         # What is due of it must be as long as the machine is expected.
         self._hold_back(name)
-        self._copies.make(self._copies.find(disk))
+        self._copies.make(self._copies.find(disk), current_caller().peer)
 
     def open_disks(self, name: str) -> None:
         self._require_expected(name)

@@ -16,9 +16,8 @@ from mcvirtd.state.records import NodeRecord, VmRecord
 from mcvirtd.state.store import Store
 from mcvirtd.tasks.task import current_task
 from mcvirtd.tasks.transaction import Journal
+from mcvirtd.vm.arrived import EXPECT
 from mcvirtd.vm.ground import Ground
-
-EXPECT = "migration.expect"
 
 
 def awaited(store: Store, journal: Journal, name: str) -> bool:

@@ -24,7 +24,7 @@ from mcvirtd.hypervisor.moving import MovingVerbs
 from mcvirtd.migration.arrivals import Arrivals
 from mcvirtd.migration.disks import CopiedDisks, DisksOfMachines
 from mcvirtd.migration.draining import Draining
-from mcvirtd.migration.expectations import EXPECT, Expectations
+from mcvirtd.migration.expectations import Expectations
 from mcvirtd.migration.planning import MigrationPlanner
 from mcvirtd.migration.replicas import ArrivingReplicas
 from mcvirtd.migration.replicated import ReplicatedDisks
@@ -37,6 +37,7 @@ from mcvirtd.migration.waiting import Waits
 from mcvirtd.storage.backends import Nodes
 from mcvirtd.tasks.engine import Tasks
 from mcvirtd.tasks.task import Task
+from mcvirtd.vm.arrived import EXPECT
 from mcvirtd.vm.design import AcceleratorOfNode
 from mcvirtd.vm.ground import Ground
 from mcvirtd.vm.power import Power

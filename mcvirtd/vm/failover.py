@@ -21,9 +21,9 @@ from mcvirt.errors import (
     VmRegistered,
 )
 from mcvirtd.reasons import Reasons
-from mcvirtd.state.records import VmRecord
+from mcvirtd.state.records import DiskRecord, VmRecord
 from mcvirtd.tasks.task import step
-from mcvirtd.vm import checks
+from mcvirtd.vm import arrived, checks
 from mcvirtd.vm.design import Machine
 from mcvirtd.vm.elsewhere import Nodes, runs_elsewhere
 from mcvirtd.vm.ground import Ground
@@ -75,24 +75,35 @@ class Failover:
             witness = self._nodes.witness(vm.node)
         if witness:
             raise OwnerAlive(name=name, node=vm.node, witness=witness)
-        self._check_here(machine)
+        machine = self._check_here(machine)
         if owner_is_off is None:
             raise OwnerUnconfirmed(name=name, node=vm.node)
         self._nodes.require_leader()
         return self._with_what_is_here(machine)
 
-    def _check_here(self, machine: Machine) -> None:
+    def _check_here(self, machine: Machine) -> Machine:
+        """The machine as it is to be here, where nothing stands against that."""
         vm = machine.vm
         self._domains.require_libvirt()
         reasons = Reasons()
+        copied = arrived.copied_here(self._journal, machine)
+        come = arrived.has_come(self._hypervisor.state(vm.uuid))
+        there = arrived.at_home(machine, copied if come else frozenset(), self._node)
         with reasons.gather():
             checks.unlocked(vm)
         with reasons.gather():
             settled(self._journal, vm.name)
-        if self._node not in vm.nodes:
+        if self._node not in there.vm.nodes:
             reasons.add(UnsuitableNode(name=vm.name, node=self._node, nodes=", ".join(vm.nodes)))
-        for disk in machine.disks:
-            problem = self._disks.takes_over(disk)
+        for disk in there.disks:
+            # What came with the guest is the disk, and the only one.
+            came = come and disk.id in copied
+            problem = self._disks.available(disk) if came else self._disks.takes_over(disk)
+            if problem and not came and disk.id in copied:
+                problem += (
+                    f" It was being copied to node '{self._node}' when node '{vm.node}' was lost, and the guest has "
+                    "not gone over: what is here may lack some of it. It is kept until that node is back."
+                )
             if problem:
                 reasons.add(Conflict(text=f"Hard drive {disk.id} (disk {disk.slot}) can't be taken over: {problem}"))
         self._power.check_networks(vm, reasons)
@@ -106,15 +117,16 @@ class Failover:
                 )
         for uuid, state in self._hypervisor.domains().items():
             if uuid == vm.uuid and state.active and not state.running:
-                reasons.add(
-                    Conflict(
-                        text=f"Virtual machine '{vm.name}' is on node '{self._node}', and its guest stands still. "
-                        f"End it with `virsh destroy {vm.name}` there, or let it go on with `virsh resume {vm.name}`."
+                text = f"Virtual machine '{vm.name}' is on node '{self._node}', and its guest stands still."
+                if not copied:  # else it may have come without all of its disks
+                    text += (
+                        f" End it with `virsh destroy {vm.name}` there, or let it go on with `virsh resume {vm.name}`."
                     )
-                )
+                reasons.add(Conflict(text=text))
             elif uuid != vm.uuid and state.name == vm.name:
                 reasons.add(Conflict(text=f"libvirt on node '{self._node}' has another domain called '{vm.name}'."))
         reasons.raise_all()
+        return there
 
     def _with_what_is_here(self, machine: Machine) -> Machine:
         try:
@@ -137,8 +149,23 @@ class Failover:
                     raise VmNotFound(name=vm.name)
                 if now.node != vm.node:
                     raise Conflict(text=f"Virtual machine '{vm.name}' was given to another node meanwhile.")
+                for disk in machine.disks:
+                    before = change.get(DiskRecord, disk.id)
+                    if before is None:
+                        raise Conflict(text=f"Hard drive {disk.id} was deleted meanwhile.")
+                    if before.nodes != disk.nodes:
+                        change.edit(DiskRecord, disk.id, nodes=disk.nodes)
                 # A deletion that its node has begun is over with it: who takes the machine over wants it.
-                change.edit(VmRecord, vm.name, node=self._node, iso=vm.iso, boot_iso=vm.boot_iso, deleter="")
+                change.edit(
+                    VmRecord,
+                    vm.name,
+                    node=self._node,
+                    nodes=now.nodes if self._node in now.nodes else vm.nodes,
+                    iso=vm.iso,
+                    boot_iso=vm.boot_iso,
+                    deleter="",
+                )
+        arrived.forget(self._journal, machine)
 
 
 class Strays:

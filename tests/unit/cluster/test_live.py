@@ -105,6 +105,17 @@ def test_only_what_is_new_is_told() -> None:
     assert (known.states, known.age, known.silent) == ({"a": PowerState.RUNNING, "b": PowerState.PAUSED}, None, False)
 
 
+def test_where_a_domain_is_of_those_that_answer() -> None:
+    one, two = Node(), Node()
+    one.hypervisor.put("a", "paused")
+    beat(one, two)
+    assert two.live.found_at("a", "receiver") == {"sender": PowerState.PAUSED}
+    two.hypervisor.put("a", "stopped")
+    assert two.live.found_at("a", "receiver") == {"sender": PowerState.PAUSED, "receiver": PowerState.STOPPED}
+    two.reachable = False
+    assert two.live.found_at("a", "receiver") == {"receiver": PowerState.STOPPED}
+
+
 def test_a_change_is_announced_once() -> None:
     one = Node()
     one.hypervisor.put("a", "running")

@@ -204,6 +204,109 @@ def test_what_a_third_node_has_taken_over_or_a_removed_one_had_is_not_expected(t
     assert target.strays.warnings(), "it runs here all the same"
 
 
+# --- its source is lost for good --------------------------------------------------------------------------------------
+
+
+def failover(target: Target, *, start: bool = False) -> McvirtError | None:
+    return target.world.error_of(target.world.run(lambda: target.world.vms.failover("web1", "n2", start)))
+
+
+def lost(target: Target) -> Target:
+    """The next process here, which can't ask n2."""
+    after = target.reborn()
+    after.says = NodeUnreachable(node="n2", reason="it is off.")
+    after.settle()
+    return after
+
+
+@pytest.mark.parametrize("ended", [False, True])
+@pytest.mark.parametrize("again", [False, True])
+def test_what_came_with_the_guest_is_its_disk(target: Target, ended: bool, again: bool) -> None:
+    target.arrive()
+    if again:
+        target = lost(target)
+    if ended:
+        target.world.hypervisor.destroy(target.uuid)
+    assert failover(target, start=True) is None
+    vm = target.world.record()
+    assert (vm.node, vm.nodes, target.disk.nodes) == ("n1", ("n1",), ("n1",))
+    state = target.world.hypervisor.state(target.uuid)
+    assert state is not None and state.running and state.persistent
+    assert target.world.journal_rows() == [] and not target.arrivals.expects("web1")
+    target.settle()
+    assert target.is_kept()
+
+
+@pytest.mark.parametrize("state", [None, "paused"])
+def test_a_copy_without_its_guest_is_not_taken_for_the_disk_and_kept(target: Target, state: str | None) -> None:
+    target.arrive()
+    if state is None:
+        target.world.hypervisor.destroy(target.uuid)
+        target.world.hypervisor.undefine(target.uuid)
+    else:
+        standing = DomainState(uuid=target.uuid, name="web1", condition="paused", reason="migrating", id=7)
+        target.world.hypervisor._states.put(target.uuid, standing)
+    target = lost(target)
+    error = failover(target)
+    assert "the guest has not gone over" in str(error) and "virsh resume" not in str(error)
+    assert target.world.record().node == "n2" and target.disk.nodes == ("n2",)
+    assert target.disk.volume in target.world.volumes.names()
+
+
+def removed(target: Target) -> str:
+    """n2 is removed from the cluster for good, with all that it had alone; returns the name of the volume."""
+    volume = target.disk.volume
+    with target.world.store.change() as change:
+        change.delete(NodeRecord, "n2")
+        change.edit(BackendRecord, "pool", nodes={"n1": ""})
+        change.delete(VmRecord, "web1")
+        change.delete(DiskRecord, target.disk.id)
+    return volume
+
+
+@pytest.mark.parametrize("back", [False, True])
+def test_what_may_be_the_only_copy_is_kept_until_somebody_decides(target: Target, back: bool) -> None:
+    target.arrive()
+    uuid = target.uuid
+    target = lost(target)
+    volume = removed(target)
+    if back:  # as another member of that name
+        with target.world.store.change() as change:
+            change.put(NodeRecord(name="n2", id="another", address="10.0.0.9"))
+    target.world.hypervisor.destroy(uuid)
+    target.world.hypervisor.undefine(uuid)
+    for _ in range(2):
+        target.world.tasks.settle()
+    assert target.world.volumes.names() == [volume]
+    (task,) = target.world.tasks.list(ended=False)
+    assert f"`mcvirt hard-drive import {volume} pool`" in (task.remains or "")
+    drive = target.world.drives.import_volume(volume, "pool")
+    target.world.tasks.settle()
+    assert target.world.journal_rows() == [] and target.world.volumes.names() == [volume]
+    assert drive.id in target.world.store.all(DiskRecord)
+
+
+def test_a_copy_that_somebody_has_deleted_is_forgotten(target: Target) -> None:
+    target.arrive()
+    uuid = target.uuid
+    target = lost(target)
+    volume = removed(target)
+    target.world.hypervisor.destroy(uuid)
+    target.world.hypervisor.undefine(uuid)
+    target.world.volumes.delete(volume)
+    target.world.tasks.settle()
+    assert target.world.journal_rows() == []
+
+
+def test_what_was_left_of_it_earlier_is_not_taken_for_what_comes(target: Target) -> None:
+    target.world.hypervisor.define(domain_xml(target.world.designs.design(target.world.domains.machine("web1"))))
+    assert target.told(lambda: target.arrivals.expect(target.traveller())) is None
+    assert target.world.hypervisor.state(target.uuid) is None
+
+
+# --- who asks -------------------------------------------------------------------------------------------------------
+
+
 def test_another_machine_of_that_name_is_not_what_is_abandoned(target: Target) -> None:
     target.arrive()
     old = msgspec.structs.replace(target.traveller(), uuid="6f1e7c4e-0000-4000-8000-000000000000", copied=())
