@@ -114,12 +114,27 @@ class DrbdInfo(msgspec.Struct, frozen=True, kw_only=True):
             )
         for leg in self.legs:
             if leg.state is None and leg.known and leg.age is None:
-                found.append(f"{name}: node '{leg.node}' does not have its DRBD resource {self.resource} up.")
+                found.append(
+                    f"{name}: node '{leg.node}' does not have its DRBD resource {self.resource} up.{self._attach()}"
+                )
             elif leg.state is not None and leg.state.disk not in ("UpToDate", "Attaching", "Negotiating"):
-                found.append(f"{name}: its data on node '{leg.node}' is {leg.state.disk}.")
+                remedy = self._attach() if leg.state.disk == "Diskless" else ""
+                found.append(f"{name}: its data on node '{leg.node}' is {leg.state.disk}.{remedy}")
         if not self.split_brain and not any(leg.state is not None and leg.state.connected for leg in self.legs):
-            found.append(f"{name}: its two sides are not connected.")
+            cut = any(leg.state is not None and leg.state.connection == "StandAlone" for leg in self.legs)
+            found.append(f"{name}: its two sides are not connected." + (self._attach() if cut else ""))
         return found
+
+    def _attach(self) -> str:
+        return f" `mcvirt drbd attach {self.vm}` has it in use again, once its storage works." if self.vm else ""
+
+
+class Attached(msgspec.Struct, frozen=True, kw_only=True):
+    """The hard drive's sides on *nodes* are in use again, after *copied* bytes were made equal."""
+
+    disk: str
+    nodes: tuple[str, ...]
+    copied: int
 
 
 class DrbdEnabled(msgspec.Struct, frozen=True, kw_only=True):

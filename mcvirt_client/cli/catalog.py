@@ -32,7 +32,7 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
     "iso": ("iso", STORAGE, "ISO images: list, add, delete"),
     "storage": ("storage", STORAGE, "Storage backends: list, create, delete, and their nodes"),
     "network": ("network", STORAGE, "Networks: list, create, delete"),
-    "drbd": ("drbd", STORAGE, "Replication of hard drives by DRBD: enable, list"),
+    "drbd": ("drbd", STORAGE, "Replication of hard drives by DRBD: enable, list, attach"),
     "user": ("user", ACCOUNTS, "Users: list, create, delete, passwords, permissions"),
     "group": ("group", ACCOUNTS, "Groups: list, create, delete, permissions, members"),
     "permission": (

@@ -16,6 +16,7 @@ from mcvirtd.cluster.peers import Peers
 from mcvirtd.cluster.presence import Presence
 from mcvirtd.drbd import windows
 from mcvirtd.drbd.asides import Asides
+from mcvirtd.drbd.attaching import Attaching
 from mcvirtd.drbd.config import resource_name
 from mcvirtd.drbd.disks import ReplicatedDisks
 from mcvirtd.drbd.enabling import Enabling, on_each
@@ -85,10 +86,19 @@ class Drbd:
         )
         self.view = ReplicaView(store=store, node=node, here=self.here.reader.all, live=presence.live.of)
         enabling = Enabling(store=store, journal=journal, on=on_each(self.here, node, presence.peers.call))
-        self.service = DrbdService(enabling=enabling, view=self.view)
         local = LocalLegs(store=store, node=node, nodes=backends, verbs=host_drbd, states=self.here.reader)
         self.peer_service = DrbdPeerService(local)
         self.legs = legs_by_node(local, node, presence.peers.call)
+        attaching = Attaching(
+            store=store,
+            node=node,
+            legs=self.legs,
+            reader=self.here.reader,
+            kernel=host_drbd,
+            locks=locks,
+            errands=Errands(presence.peers),
+        )
+        self.service = DrbdService(enabling=enabling, view=self.view, attaching=attaching)
         self.roles = Roles(
             store=store,
             node=node,

@@ -35,8 +35,8 @@ def _or_skipped() -> Iterator[None]:
         pytest.skip(str(reason))
 
 
-_BY = ("idle_node", "node", "lab", "cluster", "cluster3", "alongside_ended")
-_NODES = {"lab": 2, "cluster": 2, "cluster3": 3, "blank_node": 3}
+_BY = ("idle_node", "node", "lab", "cluster", "prepared", "cluster3", "alongside_ended")
+_NODES = {"lab": 2, "cluster": 2, "prepared": 2, "cluster3": 3, "blank_node": 3}
 
 
 class _Labs:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import shlex
 import subprocess
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from tests.lab.cache import LabFailed
@@ -85,6 +87,16 @@ class Disk:
         """The verifications on record."""
         (state,) = node.json("verify", "--history", self.vm)
         return list(state["runs"])
+
+
+@contextmanager
+def slow(disk: Disk, rate: str = "2M") -> Iterator[None]:
+    """Let verifications take their time, so that something can happen meanwhile."""
+    for node in disk.cluster.nodes:
+        node.succeed(f"drbdadm disk-options --c-plan-ahead=0 --resync-rate={rate} {disk.resource}")
+    yield
+    for node in disk.cluster.nodes:
+        node.run(f"drbdadm adjust {disk.resource}")
 
 
 class InBackground:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from tests.lab.cache import LabFailed
 from tests.lab.cluster import Cluster
 from tests.lab.node import Node
 
@@ -9,16 +10,27 @@ _PROGRAMS = ("drbdadm", "drbdsetup", "lvcreate", "lvremove", "lvextend")
 # Before the real one in the path that mcvirtd gives to programs.
 _WRAPPER = """#!/bin/sh
 me=${0##*/}
+hold() {
+    touch "/run/reached-$me-$1"
+    while [ -f /run/trouble ]; do sleep 0.2; done
+}
+late=
 if [ -f /run/trouble ]; then
     while read -r program word what; do
         [ "$program" = "$me" ] || continue
-        case " $* " in *"$word"*) ;; *) continue ;; esac
-        [ "$what" = fail ] && { echo "made to fail" >&2; exit 7; }
-        touch "/run/reached-$me"
-        while [ -f /run/trouble ]; do sleep 0.2; done
+        case " $* " in *$word*) ;; *) continue ;; esac
+        case $what in
+            fail) echo "made to fail" >&2; exit 7 ;;
+            late) late=$word ;;
+            *) hold "$word" ;;
+        esac
     done < /run/trouble
 fi
-exec /usr/sbin/"$me" "$@"
+[ "$late" ] || exec /usr/sbin/"$me" "$@"
+/usr/sbin/"$me" "$@"
+status=$?
+hold "$late"
+exit $status
 """
 _RECORDS = """
 import shutil, sqlite3, tempfile
@@ -43,11 +55,13 @@ def arm(cluster: Cluster) -> None:
 
 
 def trouble(node: Node, program: str, word: str, what: str, *, more: bool = False) -> None:
-    """From now on *program*, when it is called with *word*, is to `fail`, or to `wait` until there is ``calm``.
+    """From now on *program*, when it is called with *word*, is to `fail`, or to `wait` until there is ``calm``, before
+    it does anything, or after that (`late`).
 
-    With *more*, what was said before of other programs holds, too.
+    *word* is a part of its arguments, a space between each, and may have the shell's `*` and `?`, but no space. With
+    *more*, what was said before of other programs holds, too.
     """
-    node.succeed(f"rm -f /run/reached-{program}" if more else "rm -f /run/reached-* /run/trouble")
+    node.succeed("true" if more else "rm -f /run/reached-* /run/trouble")
     # It must be whole when it is there.
     line = f"{program} {word} {what}"
     node.succeed(
@@ -56,9 +70,10 @@ def trouble(node: Node, program: str, word: str, what: str, *, more: bool = Fals
     )
 
 
-def reached(node: Node, program: str = "*") -> None:
-    """Return when something waits, or *program* does."""
-    node.wait_until(f"ls /run/reached-{program}")
+def reached(node: Node, program: str = "*", word: str = "") -> None:
+    """Return when something waits, or *program* does, or that does with *word*."""
+    name = f"'{program}-{word}'" if word else f"{program}-*"
+    node.wait_until(f"ls /run/reached-{name}")
 
 
 def calm(cluster: Cluster) -> None:
@@ -83,3 +98,58 @@ def orphans(cluster: Cluster) -> list[str]:
 def no_orphans(cluster: Cluster, *, within: float = 60.0) -> None:
     """Return when there are none any more: what a node that was away has, is cleared within half a minute."""
     cluster[1].wait_until(lambda: not orphans(cluster), within=within, what="nothing is left behind")
+
+
+def untidy(cluster: Cluster) -> list[str]:
+    """Where the nodes' volumes, resource files and resources are not exactly those of the hard drives on record, both
+    sides of each equal, Secondary and as long as is said; and what is due still. All drives are to be replicated."""
+    drives = cluster[1].json("hard-drive", "list")
+    resources = {f"mcvirt-{drive['id']}": drive for drive in drives}
+    volumes = {f"vg0/{drive['volume']}-drbd-{half}" for drive in drives for half in ("raw", "meta")}
+    found = [f"{drive['id']} is being deleted" for drive in drives if drive["deleting"]]
+    if cluster[2].json("hard-drive", "list") != drives:
+        found.append("the nodes know different hard drives")
+    for node in cluster.nodes:
+        files = {name.removesuffix(".res") for name in node.succeed("ls /etc/drbd.d").split() if "mcvirt-" in name}
+        kernel = node.drbd()
+        for what, wanted, there in (
+            ("volumes", volumes, {name for name in node.lvs() if "mcvirt-hd-" in name}),
+            ("files", set(resources), files),
+            ("resources", set(resources), set(kernel)),
+        ):
+            if wanted != there:
+                found.append(f"{node}: {what}: missing {wanted - there}, too many {there - wanted}")
+        for name in set(resources) & set(kernel):
+            if (seen := _seen(kernel[name])) != _RESTING:
+                found.append(f"{node}: {name}: {seen}")
+            size = int(node.succeed(f"blockdev --getsize64 $(drbdadm sh-dev {name})"))
+            if size != resources[name]["size"]:
+                found.append(f"{node}: {name} has {size} bytes, and {resources[name]['size']} are on record")
+        found += [f"{node}: {line}" for line in node.python(_RECORDS).splitlines()]
+        found += [f"{node}: {task}" for task in node.json("task", "list") if task["state"] in ("RUNNING", "STUCK")]
+    return found
+
+
+_RESTING = ("Secondary", "Connected", "UpToDate", "UpToDate", "Established", "0")
+
+
+def _seen(facts: dict[str, dict[str, str]]) -> tuple[str, ...]:
+    fields = (
+        *(("resource", "role"), ("connection", "connection"), ("device", "disk"), ("peer-device", "peer-disk")),
+        *(("peer-device", "replication"), ("peer-device", "out-of-sync")),
+    )
+    return tuple(facts.get(kind, {}).get(field, "none") for kind, field in fields)
+
+
+def wait_tidy(cluster: Cluster, *, within: float = 90.0) -> None:
+    """Return when there is nothing ``untidy`` any more: what was interrupted is settled by itself."""
+    last: list[str] = []
+
+    def tidy() -> bool:
+        last[:] = untidy(cluster)
+        return not last
+
+    try:
+        cluster[1].wait_until(tidy, within=within, what="all is tidy")
+    except LabFailed as error:
+        raise LabFailed(f"{error}: {'; '.join(last)}") from None

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from mcvirt_client.cli.commands.split_brain import SPLIT_BRAIN
 from mcvirt_client.cli.output import GREEN, RED
-from mcvirt_client.cli.parser import Command, Group
+from mcvirt_client.cli.parser import Command, Group, Parser
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -35,6 +35,26 @@ def _list(context: Context) -> None:
     for drive in drives:
         for warning in drive.warnings():
             context.out.say(f"Warning: {drive.vm + ': ' if drive.vm else ''}{warning}")
+
+
+def _attach_arguments(parser: Parser) -> None:
+    parser.argument("vm_name", metavar="NAME", live="vm", help="the virtual machine")
+    parser.add_argument("--node", metavar="NODE", help="only on this node")
+    parser.add_argument("--disk-id", type=int, metavar="ID", help="only this disk")
+
+
+def _attach(context: Context) -> None:
+    from mcvirt.units import format_size
+
+    args = context.args
+    done = context.client.drbd.attach(args.vm_name, args.node, args.disk_id)
+    context.out.value(
+        done,
+        lambda: "".join(
+            f"Attached {each.disk} on {' and '.join(each.nodes)}; {format_size(each.copied)} were copied\n"
+            for each in done
+        ),
+    )
 
 
 def _table(out: Output, drives: Sequence[DrbdInfo]) -> str:
@@ -122,6 +142,15 @@ COMMANDS = {
                 "List all replicated hard drives, and how their two sides are",
                 _list,
                 examples=("mcvirt drbd list", "mcvirt drbd list --json"),
+            ),
+            "attach": Command(
+                "Have sides of replicated disks in use again that were given up",
+                _attach,
+                _attach_arguments,
+                description="A side is given up when its storage fails; the other one goes on alone. Once the storage "
+                "works again, this attaches it, or brings up and connects what somebody has taken down or cut off, and "
+                "copies what it has missed, while the virtual machine runs or is stopped.",
+                examples=("mcvirt drbd attach web1", "mcvirt drbd attach web1 --node node2 --disk-id 1"),
             ),
             "split-brain": SPLIT_BRAIN,
         },

@@ -16,7 +16,7 @@ COMMANDS = dict(every_command())
 EXAMPLES = [(path, example) for path, command in COMMANDS.items() for example in command.examples]
 KNOWN = """
 list, info, create, delete, start, stop, reset, shutdown, register, failover, unregister, update, lock, migrate, move,
-console, verify, resync, drbd split-brain,
+console, verify, resync, drbd attach, drbd split-brain,
 hard-drive list, hard-drive create, hard-drive attach, hard-drive detach, hard-drive import, hard-drive delete,
 iso list, iso add, iso delete, network list, network create, network delete,
 storage list, storage create, storage add, storage delete, storage add-node, storage remove-node,
