@@ -44,7 +44,7 @@ class DrbdPeerApi:
 
     @remote(needs=Access.PEER, reads=True)
     def leg_command(self, disk: str, command: LegCommand) -> None:
-        """Have DRBD do something to the leg."""
+        """Have DRBD bring the leg up or down. Raises BadArgument for any other command."""
         raise NotImplementedError
 
     @remote(needs=Access.PEER, reads=True)

@@ -344,15 +344,8 @@ class LocalLegs:
             LegCommand.PRIMARY: lambda: verbs.primary(name),
             LegCommand.PRIMARY_FORCED: lambda: verbs.primary(name, force=True),
             LegCommand.SECONDARY: lambda: verbs.secondary(name),
-            LegCommand.CONNECT: lambda: verbs.connect(name),
-            LegCommand.CONNECT_DISCARDING: lambda: verbs.connect(name, discard_my_data=True),
-            LegCommand.DISCONNECT: lambda: verbs.disconnect(name),
-            LegCommand.OUTDATE: lambda: verbs.outdate(name),
-            LegCommand.INVALIDATE: lambda: verbs.invalidate(name),
-            LegCommand.NEW_CURRENT_UUID: lambda: verbs.new_current_uuid(name),
             LegCommand.NEW_CURRENT_UUID_CLEAN: lambda: verbs.new_current_uuid(name, clear_bitmap=True),
             LegCommand.RESIZE_CLEAN: lambda: verbs.resize(name, assume_clean=True),
-            LegCommand.VERIFY: lambda: verbs.verify(name),
         }
         acts[command]()
 

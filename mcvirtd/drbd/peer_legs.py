@@ -9,6 +9,7 @@ from typing import Any
 import msgspec
 
 from mcvirt.api.drbd_peer import DrbdPeerApi
+from mcvirt.errors import BadArgument
 from mcvirt.types.drbd import ResourceState
 from mcvirt.types.replica import LegCommand, LegSpec, Outlook
 from mcvirt.units import MIB
@@ -19,6 +20,7 @@ LOOK_WITHIN = 30.0
 ACT_WITHIN = 180.0
 SLOWEST_WIPE = 10 * MIB
 """Bytes a second. A thick volume is wiped before anybody may read it, which takes as long as the disk wants."""
+_FOR_OTHERS = (LegCommand.UP, LegCommand.DOWN)
 
 Call = Callable[[str, str, str, dict[str, Any], float], msgspec.Raw]
 """`Peers.call`: node, object, operation, arguments, and the seconds within which the answer is wanted."""
@@ -89,7 +91,9 @@ class DrbdPeerService(DrbdPeerApi):
         return self._legs.grow(disk, size)
 
     def leg_command(self, disk: str, command: LegCommand) -> None:
-        """Have DRBD do something to the leg."""
+        """Have DRBD bring the leg up or down; who is Primary, and whose data is good, each node says of its own."""
+        if command not in _FOR_OTHERS:
+            raise BadArgument(what="command", why=f"'{command.value}' is not done for another node.")
         self._legs.command(disk, command)
 
     def leg_state(self, disk: str) -> ResourceState | None:
