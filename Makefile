@@ -51,8 +51,8 @@ check: deps ## lint, types, layering
 bench: deps ## measure against plain Pyro4 and libvirt; writes build/bench.json
 	@exec $(PY) -m tests.bench
 
-bench-lab: deps ## 50 migrations of a running guest on a replicated disk, and a table of their times (as root)
-	@MCVIRT_LAB_MIGRATIONS=50 exec $(PY) -m pytest -s tests/lab/test_drbd_migration.py -k back_and_forth
+bench-lab: deps ## measure replicated disks and their machines in the lab; ONLY=PART; writes build/bench-lab.json (as root)
+	@exec $(PY) -m tests.lab.bench $(if $(ONLY),--only $(ONLY))
 
 docs: deps ## write docs/permissions.md from the contracts, and the manual pages into build/man
 	@$(PY) -m docs.permissions docs/permissions.md

@@ -39,6 +39,15 @@ BARS = {
     "info_cut": Bar(1.0),
     "power_cut": Bar(1.2, or_more=10.0),
     "silent_marked": Bar(1.0),
+    "drbd_create_16g": Bar(1.2),
+    "drbd_create": Bar(2.0),
+    "drbd_verify_all": Bar(1.3),
+    "drbd_resync_cpu": Bar(1.0),
+    "drbd_offline": Bar(1.5),
+    "drbd_online": Bar(1.15),
+    "drbd_online_downtime": Bar(1.1),
+    "drbd_migrations": Bar(1.0, at_least=True),
+    "drbd_split_shown": Bar(1.0),
 }
 
 

@@ -21,7 +21,7 @@ from tests.lab.ground import Ground
 
 MEMORY = int(os.environ.get("MCVIRT_LAB_MEMORY", "2048"))  # MiB
 CPUS = int(os.environ.get("MCVIRT_LAB_CPUS", "2"))
-LVM_DISK = "8G"
+LVM_DISK = os.environ.get("MCVIRT_LAB_DISK", "8G")
 KVM = accelerator.device_trouble() is None and accelerator.cpu_has_it()
 # Emulated, each level of page tables and each flush less is time gained.
 CPU = "host" if KVM else "max,-la57,-smap,-smep,-pku,-umip"

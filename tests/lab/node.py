@@ -173,11 +173,11 @@ class Node:
 
     # --- the guest in one sector ------------------------------------------------------------------------------------
 
-    def install_guest(self, device: str) -> None:
+    def install_guest(self, device: str, *, greedy: bool = False) -> None:
         """Make a block device boot the guest that counts: see tests/node/tinyguest.py."""
         self.succeed(
             f"dd of={device} bs=512 count=2 iflag=fullblock oflag=direct status=none",
-            input=tinyguest.SECTOR + bytes(512),
+            input=(tinyguest.GREEDY if greedy else tinyguest.SECTOR) + bytes(512),
         )
 
     def guest(self, device: str) -> tuple[int, int] | None:

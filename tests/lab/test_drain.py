@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from tests.lab.cluster import Cluster
-from tests.lab.test_drbd_migration import Guest, drbd
+from tests.lab.moved import Guest
+from tests.lab.replicated import can_replicate
 
-__all__ = ["drbd"]
 
-
-def test_node_is_emptied_and_filled_again(drbd: Cluster) -> None:
-    guest = Guest(drbd)
-    first, second = drbd.nodes
+def test_node_is_emptied_and_filled_again(cluster: Cluster) -> None:
+    guest = Guest.create(can_replicate(cluster))
+    first, second = cluster.nodes
     words = ("--memory", "32", "--cpu-count", "1", "--machine", "pc", "--disk-size", "8MiB")
     first.mcvirt("create", "off1", *words, "--storage-type", "Drbd", "--storage-backend", "vg", within=120)
     first.mcvirt("start", "web1", within=60)

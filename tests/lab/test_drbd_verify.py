@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import re
 import subprocess
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -199,20 +197,3 @@ def test_all_of_them_some_at_a_time_and_by_themselves(drbd: Cluster) -> None:
     skipped = disks[2].runs(first)[-1]
     assert "not connected" in skipped["reason"]
     first.mcvirt("verify", "--schedule", "off")
-
-
-def test_compared_together_they_take_no_longer_than_by_hand(drbd: Cluster) -> None:
-    """Printed, and not asserted: the time of a busy machine proves nothing."""
-    first = drbd[1]
-    disks = [Disk(drbd, f"web{number}", size="128MiB") for number in (1, 2, 3, 4)]
-    resources = " ".join(disk.resource for disk in disks)
-    by_hand = (
-        f"for r in {resources}; do drbdadm -- --start=0 verify $r & done; wait; "
-        f"for r in {resources}; do while drbdadm cstate $r | grep -q Verify; do sleep 0.1; done; done"
-    )
-    took = {}
-    for name, command in (("by hand", by_hand), ("mcvirt", "mcvirt verify --all")) * 2:
-        begun = time.monotonic()
-        first.succeed(command, within=300)
-        took.setdefault(name, []).append(round(time.monotonic() - begun, 1))
-    print(json.dumps(took))

@@ -155,6 +155,7 @@ _CODE = bytes.fromhex(
     "00"
 )
 SECTOR = _CODE.ljust(510, b"\0") + b"\x55\xaa"
+GREEDY = (_CODE[:-1] + b"\1").ljust(510, b"\0") + b"\x55\xaa"  # the last byte says it
 RECORDS = 64
 RECORD_SIZE = 4096
 _FIRST_RECORD = 64 * 512
@@ -164,9 +165,8 @@ LENGTH = _FIRST_RECORD + RECORDS * RECORD_SIZE
 
 def install(disk: Path, size: int = 1024 * 1024, *, greedy: bool = False) -> None:
     """Make *disk* a raw image of *size* bytes that boots this guest."""
-    code = _CODE[:-1] + bytes([greedy])  # the last byte says it
     with disk.open("wb") as image:
-        image.write(code.ljust(510, b"\0") + SECTOR[510:])
+        image.write(GREEDY if greedy else SECTOR)
         image.truncate(size)
 
 

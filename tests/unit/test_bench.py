@@ -29,6 +29,15 @@ def test_every_promise_has_a_bar() -> None:
         "info_cut",
         "power_cut",
         "silent_marked",
+        "drbd_create_16g",
+        "drbd_create",
+        "drbd_verify_all",
+        "drbd_resync_cpu",
+        "drbd_offline",
+        "drbd_online",
+        "drbd_online_downtime",
+        "drbd_migrations",
+        "drbd_split_shown",
     ]
 
 
