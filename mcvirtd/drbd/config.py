@@ -34,6 +34,7 @@ _SECTOR = 512
 _NAME = re.compile(r"mcvirt-[A-Za-z0-9-]{1,90}", re.ASCII)
 _DEVICE = re.compile(r"/dev/[A-Za-z0-9_+.-]+(/[A-Za-z0-9_+.-]+)*", re.ASCII)
 _SECRET = re.compile(r"[A-Za-z0-9]{16,64}", re.ASCII)
+_MINOR = re.compile(r"\bdevice\s+minor\s+([0-9]{1,7});", re.ASCII)
 _SHOWN_ADDRESS = re.compile(r"\baddress\s+(ipv[46])\s+([^\s;]+);", re.ASCII)
 _ALGORITHM = re.compile(r"[a-z0-9][a-z0-9_()-]{0,62}", re.ASCII)
 _PATH = re.compile(r"/[A-Za-z0-9_+./-]+", re.ASCII)
@@ -60,6 +61,14 @@ class Resource(msgspec.Struct, frozen=True, kw_only=True):
 
     def __repr__(self) -> str:  # the secret is for the file alone
         return f"Resource({self.name}, minor {self.minor}, port {self.port}, {self.local.node}, {self.peer.node})"
+
+
+class Handle(msgspec.Struct, frozen=True, kw_only=True):
+    """What drbdsetup calls a resource by: its minor, or the connection from *local* to *peer*."""
+
+    minor: int
+    local: str
+    peer: str
 
 
 class Common(msgspec.Struct, frozen=True, kw_only=True):
@@ -125,6 +134,15 @@ def _leg(resource: Resource, leg: Leg, host: str) -> list[str]:
 def addresses(resource: Resource) -> frozenset[str]:
     """The addresses of both sides, as they are in the file."""
     return frozenset(f"{_address(leg.address)}:{resource.port}" for leg in (resource.local, resource.peer))
+
+
+def parse_handle(text: str) -> Handle | None:
+    """The handle of the resource whose file has this text, as `resource_text` writes it; None if it is another one."""
+    minors = set(_MINOR.findall(text))
+    found = [":".join(words) for words in _SHOWN_ADDRESS.findall(text)]
+    if len(minors) != 1 or len(found) != 2:
+        return None
+    return Handle(minor=int(minors.pop()), local=found[0], peer=found[1])
 
 
 def parse_addresses(text: str) -> frozenset[str]:

@@ -82,6 +82,17 @@ def write_resource(resource: Resource, directory: Path = _DIRECTORY) -> None:
     files.write_atomically(resource_path(resource.name, directory), text.encode(), mode=0o600)
 
 
+def _handle(name: str) -> config.Handle:
+    path = resource_path(name)
+    try:
+        found = config.parse_handle(path.read_text())
+    except OSError as error:
+        raise CommandFailed(program="drbdsetup", status=1, output=f"{path}: {error.strerror}.") from None
+    if found is None:
+        raise CommandFailed(program="drbdsetup", status=1, output=f"{path} is not as mcvirt has written it.")
+    return found
+
+
 def remove_resource(name: str, directory: Path = _DIRECTORY) -> None:
     """Remove the file of a resource; one that is not there is fine."""
     files.delete(resource_path(name, directory))
@@ -147,12 +158,12 @@ def down(name: str) -> None:
 
 def primary(name: str, *, force: bool = False) -> None:
     """Let the device be written to here; *force* although its data may be old."""
-    _do(commands.primary(name, force=force))
+    _do(commands.primary(_handle(name), force=force))
 
 
 def secondary(name: str) -> None:
     """Let the device be written to here no more; DrbdDeviceOpen while a program has it open."""
-    _unless_open(name, commands.secondary(name))
+    _unless_open(name, commands.secondary(_handle(name)))
 
 
 def connect(name: str, *, discard_my_data: bool = False) -> None:
@@ -171,12 +182,12 @@ def disconnect(name: str, *, force: bool = False) -> None:
 
 def verify(name: str) -> None:
     """Begin to compare both sides, from the first block to the last."""
-    _do(commands.verify(name))
+    _do(commands.verify(_handle(name)))
 
 
 def stop_verify(name: str) -> None:
     """End the comparison that was begun here."""
-    _do(commands.stop_verify(name))
+    _do(commands.stop_verify(_handle(name)))
 
 
 def limit_rate(name: str, rate: int) -> None:
@@ -196,7 +207,7 @@ def invalidate_remote(name: str) -> None:
 
 def new_current_uuid(name: str, *, clear_bitmap: bool = False) -> None:
     """Begin another generation of the data; with *clear_bitmap* both sides, just made, count as equal."""
-    _do(commands.new_current_uuid(name, clear_bitmap=clear_bitmap))
+    _do(commands.new_current_uuid(_handle(name), clear_bitmap=clear_bitmap))
 
 
 def resize(name: str, *, assume_clean: bool = False) -> None:
@@ -211,7 +222,7 @@ def outdate(name: str) -> None:
 
 def two_primaries(name: str, allow: bool) -> None:
     """Let both sides be Primary at the same time, or no more; it takes effect at once."""
-    _do(commands.two_primaries(name, allow))
+    _do(commands.two_primaries(_handle(name), allow))
 
 
 def adjust(name: str) -> None:

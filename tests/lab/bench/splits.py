@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from tests.bench.rows import Row
 from tests.lab.bench.by_hand import MEMORY
 from tests.lab.bench.hands import Agents
-from tests.lab.bench.measured import MIB, THICK, Say
+from tests.lab.bench.measured import MIB, THIN, Say
 from tests.lab.moved import Guest
 
 SPLITS = 10
@@ -17,7 +17,7 @@ BAR = 2.0
 
 def shown(agents: Agents, say: Say) -> list[Row]:
     """Splits by writes on both sides, each resolved with DRBD's own commands."""
-    agents[1].ask("create", name="web1", size=16 * MIB, backend=THICK, memory=MEMORY * MIB)
+    agents[1].ask("create", name="web1", size=16 * MIB, backend=THIN, memory=MEMORY * MIB)
     guest = Guest(agents.cluster, "web1")
     name, (first, second) = guest.resource, agents.cluster.nodes
     took: list[float] = []

@@ -105,6 +105,21 @@ def test_what_is_common_discards_nothing_and_reboots_nobody() -> None:
 def test_no_secret_and_no_foreign_name_is_among_the_words() -> None:
     assert commands.create_metadata("mcvirt-hd-1") == ["drbdadm", "--", "--force", "create-md", "mcvirt-hd-1"]
     assert commands.connect("mcvirt-hd-1") == ["drbdadm", "connect", "mcvirt-hd-1"]
-    assert commands.two_primaries("mcvirt-hd-1", True)[2] == "--allow-two-primaries=yes"
+    handle = config.parse_handle(config.resource_text(RESOURCE, "node1"))
+    assert handle is not None
+    way = ["ipv4:10.9.0.1:7790", "ipv4:10.9.0.2:7790"]
+    assert commands.two_primaries(handle, True) == ["drbdsetup", "net-options", *way, "--allow-two-primaries=yes"]
+    assert commands.secondary(handle) == ["drbdsetup", "secondary", "3"]
     with pytest.raises(BadArgument):
         commands.up("all")
+
+
+def test_a_file_that_is_not_ours_has_no_handle() -> None:
+    text = config.resource_text(RESOURCE, "node1")
+    sixth = msgspec.structs.replace(RESOURCE, local=leg(1, "fd00::1"), peer=leg(2, "fd00::2"))
+    found = config.parse_handle(config.resource_text(sixth, "node1"))
+    assert found is not None
+    assert found.peer == f"ipv6:[fd00::2]:{RESOURCE.port}"
+    assert config.parse_handle(text.replace("minor", "/dev/drbd")) is None
+    assert config.parse_handle(text.partition("}")[0]) is None
+    assert config.parse_handle("") is None
