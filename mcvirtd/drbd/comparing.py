@@ -219,7 +219,7 @@ class Comparison:
         try:
             self._kernel.verify(name)
         except CommandFailed:
-            # drbdadm loses patience after five seconds, and the kernel may have begun, or begin, all the same.
+            # Who waits for it may have lost patience, and the kernel may have begun, or begin, all the same.
             with suppress(DeadlinePassed):
                 followed.wait(_has_begun, BEGUN_WITHIN, task.cancelled)
             if not _has_begun(followed.events):

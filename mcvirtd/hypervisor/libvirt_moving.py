@@ -7,12 +7,14 @@ other without a client, the sending one lets its guest run on if the last answer
 
 from __future__ import annotations
 
+import weakref
 from contextlib import suppress
 from typing import Any
 
 import libvirt
 
 from mcvirt.errors import DomainMissing, LibvirtFailed
+from mcvirtd.hypervisor.keeper import Link
 from mcvirtd.hypervisor.libvirt import Hypervisor
 from mcvirtd.hypervisor.moving import JobProgress, JobResult, Journey, Route
 from mcvirtd.hypervisor.states import DomainState
@@ -32,6 +34,10 @@ _FLAGS = (
 class MovingHypervisor(Hypervisor):
     """See MovingVerbs."""
 
+    # libvirt looks at the whole machine for its capabilities. What is asked of them changes with libvirtd's settings,
+    # and so not while a connection to it lasts.
+    _user: tuple[weakref.ref[Link], tuple[int, int]] | None = None
+
     def look(self, uuid: str) -> DomainState | None:
         with self._asking(f"look at domain {uuid}") as call:
             try:
@@ -48,7 +54,9 @@ class MovingHypervisor(Hypervisor):
 
     def guests_user(self) -> tuple[int, int]:
         with self._asking("tell which user QEMU runs as") as call:
-            return guests_user(call.conn.getCapabilities())
+            if self._user is None or self._user[0]() is not call.link:
+                self._user = weakref.ref(call.link), guests_user(call.conn.getCapabilities())
+            return self._user[1]
 
     def cannot_take(self, kind: str, machine_type: str, cpu: str) -> str:
         try:

@@ -172,7 +172,7 @@ class Moves:
 
     def settle(self, settle: Callable[[], None]) -> None:
         """Have *settle* called when a node can be asked (again) how a migration ended; for a timer."""
-        targets = {ticket.target for ticket in self._settlement.due()}
+        targets = {ticket.target for ticket in self._settlement.left()}
         ready = self._answering() & targets if targets else set()
         back, self._ready = ready - self._ready, ready
         # A libvirtd that was away for a moment is not always seen to have been.

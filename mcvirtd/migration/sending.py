@@ -21,6 +21,8 @@ from mcvirtd.tasks.task import Progress, current_task, step
 
 log = logging.getLogger(__name__)
 _LOOK_EVERY = 0.2
+# Each time libvirt asks QEMU, which has other things to do.
+_MEASURE_EVERY = 1.0
 # How long libvirt may take to end a migration before the connections that it needs are taken away.
 _ENDS_WITHIN = 10.0
 
@@ -55,6 +57,7 @@ class Sending:
         self._reason: McvirtError | None = None  # why we ended it
         self._since = 0.0  # when
         self._limited = False
+        self._measured = 0.0
 
     def run(self, journey: Journey, size: int) -> JobResult:
         """Send the guest, about *size* bytes. Raises what kept it from arriving, as far as is known."""
@@ -112,7 +115,10 @@ class Sending:
 
     def _show(self, progress: Progress, journey: Journey, size: int) -> None:
         current_task().check()
-        job = self._hypervisor.job(self._ticket.uuid)
+        now, waits = time.monotonic(), journey.max_downtime is not None and not self._limited
+        if now - self._measured < _MEASURE_EVERY and not waits:
+            return
+        job, self._measured = self._hypervisor.job(self._ticket.uuid), now
         if job is None:
             return
         if journey.max_downtime is not None and not self._limited:

@@ -56,6 +56,11 @@ class Settlement:
         """The migrations from this node that are under way, or are not settled yet."""
         return [Ticket.from_journal(arguments["ticket"]) for _, arguments in self._journal.due_of(SETTLE)]
 
+    def left(self) -> list[Ticket]:
+        """Those of them that nobody in this process works at."""
+        due = self._journal.due_of(SETTLE)
+        return [Ticket.from_journal(given["ticket"]) for task, given in due if not self._journal.at_work(task)]
+
     def _settle_entry(self, ticket: dict[str, Any]) -> None:
         found = Ticket.from_journal(ticket)
         vm = self._store.get(VmRecord, found.name)

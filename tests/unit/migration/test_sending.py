@@ -39,6 +39,10 @@ class Rig:
         self.members = {"n1", "n2"}
         self.asked = threading.Event()
         self.failures: list[McvirtError] = []
+        self.looks = 0
+        self.last_look = 0
+        self.measured_at: list[int] = []
+        self.limits: list[int] = []
 
     def end(self) -> None:
         self.ended.set()
@@ -55,7 +59,11 @@ class Rig:
         return DomainState(uuid=uuid, name="web1", condition=self.condition, id=7)
 
     def job(self, _: str) -> JobProgress | None:
+        self.measured_at.append(self.looks)
         return JobProgress(total=1, remaining=1) if self.has_job else None
+
+    def set_max_downtime(self, _: str, milliseconds: int) -> None:
+        self.limits.append(milliseconds)
 
     def abort_job(self, _: str) -> None:
         self.aborts += 1
@@ -78,7 +86,15 @@ class Rig:
         self.asked.set()
         raise NodeUnreachable(node=node, reason="it is said to be away.")
 
-    def run(self, task: Task, deadline: int | None = None, broken: str = "") -> McvirtError:
+    def reachable(self, _: str) -> bool:
+        self.looks += 1
+        if self.looks == self.last_look:
+            self.end()
+        return not self.away
+
+    def run(
+        self, task: Task, deadline: int | None = None, broken: str = "", max_downtime: int | None = None
+    ) -> McvirtError:
         ticket = Ticket(name="web1", uuid=UUID, source="n1", target="n2", online=True, copied=(), by="bob", begun=0)
         rig: Any = self
         made = Sending(
@@ -86,13 +102,13 @@ class Rig:
             hypervisor=rig,
             tunnel=rig,
             ask=self.ask,
-            reachable=lambda _: not self.away,
+            reachable=self.reachable,
             member=self.members.__contains__,
             deadline=deadline,
             broken=lambda: broken,
         )
         with working_for(task), pytest.raises(McvirtError) as caught:
-            made.run(Journey(xml="<domain/>"), 1)
+            made.run(Journey(xml="<domain/>", max_downtime=max_downtime), 1)
         assert not self.left_alone, "nobody has ended it"
         return caught.value
 
@@ -173,3 +189,23 @@ def test_disks_that_must_not_go_there_any_more_end_it(rig: Rig, task: Task) -> N
     rig.aborts_needed = 2
     assert str(rig.run(task, broken="the two sides have lost each other.")) == "The two sides have lost each other."
     assert rig.aborts >= 2
+
+
+def test_libvirt_measures_now_and_then(rig: Rig, task: Task, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sending, "_MEASURE_EVERY", 3600.0)
+    rig.has_job, rig.last_look = True, 30
+    assert isinstance(rig.run(task), LibvirtFailed)
+    assert rig.looks >= 30 and rig.measured_at == [1]
+
+
+def test_the_downtime_is_limited_once_there_is_a_job(rig: Rig, task: Task, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sending, "_MEASURE_EVERY", 3600.0)
+    rig.last_look = 30
+
+    def job(_: str) -> JobProgress | None:
+        rig.measured_at.append(rig.looks)
+        return JobProgress(total=1, remaining=1) if rig.looks >= 5 else None
+
+    rig.job = job  # type: ignore[method-assign]
+    assert isinstance(rig.run(task, max_downtime=80), LibvirtFailed)
+    assert rig.limits == [80] and rig.measured_at == [1, 2, 3, 4, 5]

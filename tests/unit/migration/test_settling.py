@@ -99,6 +99,22 @@ class Story:
         assert vm.last_migration is not None and vm.last_migration.by == "bob"
 
 
+def test_what_is_under_way_is_left_to_who_works_at_it(story: Story) -> None:
+    meanwhile: list[list[Ticket]] = []
+
+    def work() -> None:
+        with story.world.journal.transaction() as tx:
+            tx.undo(SETTLE, ticket=story.ticket.to_journal())
+            meanwhile.append(story.settlement.due())
+            meanwhile.append(story.settlement.left())
+            tx.keep()
+
+    assert story.world.run(work).state.value == "DONE"
+    assert meanwhile == [[story.ticket], []]
+    story.leave_due()
+    assert story.settlement.left() == story.settlement.due() == [story.ticket]
+
+
 @pytest.fixture
 def story(world: World) -> Story:
     return Story(world)
