@@ -221,8 +221,17 @@ def outdate(name: str) -> None:
 
 
 def two_primaries(name: str, allow: bool) -> None:
-    """Let both sides be Primary at the same time, or no more; it takes effect at once."""
-    _do(commands.two_primaries(_handle(name), allow))
+    """Let both sides be Primary at the same time, or no more; it takes effect at once.
+
+    Where there is no connection, as after a split, no more than one may be: the next one begins as the file says.
+    """
+    try:
+        _do(commands.two_primaries(_handle(name), allow))
+    except CommandFailed as error:
+        # To say it again and again is no choice: said to a connection that is just being made, it kills the kernel's
+        # thread of that (8.4 takes the key away under it).
+        if allow or not _ALONE.search(str(error.output)):
+            raise
 
 
 def adjust(name: str) -> None:

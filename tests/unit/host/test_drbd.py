@@ -86,6 +86,28 @@ def test_a_side_that_is_alone_is_disconnected(monkeypatch: pytest.MonkeyPatch) -
         drbd.disconnect("mcvirt-hd-1")
 
 
+def test_a_side_that_is_alone_allows_no_two_primaries(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    legs = [
+        Leg(node=f"n{number}", address=f"10.0.0.{number}", data="/dev/vg0/a", metadata="/dev/vg0/b")
+        for number in (1, 2)
+    ]
+    made = Resource(name="mcvirt-hd-1", minor=1, port=7789, secret="s" * 32, local=legs[0], peer=legs[1])
+    drbd.write_resource(made, tmp_path)
+    monkeypatch.setattr(drbd, "resource_path", lambda name: tmp_path / f"{name}.res")
+    said = "??: Failure: (162) Invalid configuration request additional info from kernel: unknown connection"
+
+    def fail(*_: object, **__: object) -> None:
+        raise CommandFailed(program="drbdsetup", status=10, output=said)
+
+    monkeypatch.setattr(drbd, "run", fail)
+    drbd.two_primaries("mcvirt-hd-1", False)
+    with pytest.raises(CommandFailed):
+        drbd.two_primaries("mcvirt-hd-1", True)
+    said = "??: Failure: (139) Can not clear allow_two_primaries as both sides are Primary"
+    with pytest.raises(CommandFailed):
+        drbd.two_primaries("mcvirt-hd-1", False)
+
+
 def test_what_the_kernel_can_not_do_just_now_is_asked_for_again(monkeypatch: pytest.MonkeyPatch) -> None:
     said = (
         "mcvirt-hd-1: State change failed: (-18) In transient state, retry after next state change additional info "
