@@ -8,13 +8,15 @@ from tests.lab.node import Node
 
 GROUP = "vg0"
 POOL = "pool"
+MIB = 1024**2
 
 
-def storage(node: Node, kind: str) -> None:
-    """Make the storage backend `store` in the volume group of the node: `thick`, or `thin` in a pool of its own."""
+def storage(node: Node, kind: str, *others: Node) -> None:
+    """Make the storage backend `store` in the volume group of all nodes: `thick`, or `thin` in a pool of its own."""
     words = ["storage", "create", "store", "--type", "Lvm", "--vg", GROUP]
     if kind == "thin":
-        node.succeed(f"lvcreate -qq -y -L 256M -T {GROUP}/{POOL}")
+        for each in (node, *others):
+            each.succeed(f"lvcreate -qq -y -L 256M -T {GROUP}/{POOL}")
         words += ["--thin-pool", POOL]
     node.mcvirt(*words)
 
@@ -32,6 +34,13 @@ def machine(node: Node, name: str, size: str = "16MiB") -> str:
     node.succeed(f"lvchange -qq -y -ay -K {device}")
     node.install_guest(device)
     return device
+
+
+def grow(node: Node, name: str, device: str) -> None:
+    """Make the disk of a machine that runs larger, from 16 to 24 MiB."""
+    node.mcvirt("update", name, "--increase-disk", "8MiB", "--disk-id", "1")
+    assert int(node.lvs()[volume(device)]["lv_size"]) == 24 * MIB
+    assert str(24 * MIB) in node.virsh("domblkinfo", name, "vda").split()
 
 
 def volume(device: str) -> str:

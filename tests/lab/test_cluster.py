@@ -5,7 +5,7 @@ from __future__ import annotations
 from tests.lab.cluster import Cluster
 from tests.lab.fs_diff import difference, files
 from tests.lab.node import Node
-from tests.lab.stories import machine, storage
+from tests.lab.stories import POOL, grow, machine, storage, volume
 
 PLACES = ("/etc", "/usr/local", "/var/lib/mcvirt", "/var/lib/libvirt", "/run/mcvirt", "/root")
 AWAY, UNREACHABLE = 6, 5
@@ -62,26 +62,30 @@ def test_a_node_whose_power_fails_comes_back_with_its_machine(cluster: Cluster) 
     assert after.after(before) and after.boots == 2 and after.ahead <= 1, (before, after)
 
 
-def test_a_killed_daemon_and_a_cut_link_are_no_matter_to_a_machine(cluster: Cluster) -> None:
+def test_a_killed_daemon_and_a_cut_link_are_no_matter_and_a_reboot_brings_back_what_starts(cluster: Cluster) -> None:
     first, second = cluster.nodes
-    storage(first, "thick")
-    device = machine(first, "tiny")
-    first.mcvirt("start", "tiny")
+    storage(first, "thin", second)
+    device, other = machine(first, "auto"), machine(first, "manual")
+    assert first.lvs()[volume(device)]["pool_lv"] == POOL
+    first.mcvirt("update", "auto", "--autostart-on-boot")
+    first.mcvirt("start", "auto", "manual")
     ticks = first.wait_for_guest(device, boots=1)
+    grow(first, "auto", device)
 
     first.kill()
     first.wait_restarted(1)
     ticks = first.wait_for_guest(device, boots=1, beyond=ticks)
     cluster.wait_together()
     assert change(second, "alice")[0] == 0
+    both = [("auto", "RUNNING", "node1"), ("manual", "RUNNING", "node1")]
     for node in cluster.nodes:
-        assert machines(node) == [("tiny", "RUNNING", "node1")]
+        assert machines(node) == both
 
     second.cut(silently=True)
     cluster.wait_status(1, "node2", "Unreachable")
     cluster.wait_status(2, "node1", "Unreachable")
-    assert [row[0] for row in machines(second)] == ["tiny"]
-    assert machines(first) == [("tiny", "RUNNING", "node1")]
+    assert [row[0] for row in machines(second)] == ["auto", "manual"]
+    assert machines(first) == both
     status, said = change(first, "bob")
     assert status == AWAY and "node2" in said
     status, said = change(second, "carol")
@@ -93,7 +97,18 @@ def test_a_killed_daemon_and_a_cut_link_are_no_matter_to_a_machine(cluster: Clus
     assert cluster.digests() == 1
     assert users(first) == users(second) == {"alice", "bob"}
     first.wait_for_guest(device, boots=1, beyond=ticks)
-    second.mcvirt("stop", "tiny")
+    first.wait_for_guest(other, boots=1)
+    assert first.written(device).whole
+
+    identity = first.succeed("cat /var/lib/mcvirt/node.json")
+    first.reboot()
+    first.wait_for_guest(device, boots=2, within=60)
+    cluster.wait_together()
+    assert machines(second) == [("auto", "RUNNING", "node1"), ("manual", "STOPPED", "node1")]
+    assert first.guest(other) is None or first.guest(other)[0] == 1  # type: ignore[index]
+    assert first.succeed("cat /var/lib/mcvirt/node.json") == identity
+    assert first.unit("mcvirtd", "NRestarts") == "0"
+    second.mcvirt("stop", "auto")
     assert first.written(device).whole
 
 

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 from tests.lab.node import Node
-from tests.lab.stories import machine, storage, volume
-
-MIB = 1024**2
+from tests.lab.stories import MIB, grow, machine, storage, volume
 
 
 def test_unit_is_what_was_installed_and_hardened(node: Node) -> None:
@@ -50,11 +48,8 @@ def test_machine_on_lvm_from_creation_to_end_outlives_the_daemon(node: Node) -> 
     node.kill()
     node.wait_restarted(1)
     assert node.unit("mcvirtd", "MainPID") not in (before, "0")
-    assert [row["state"] for row in node.json("list")] == ["RUNNING"]
-    ticks = node.wait_for_guest(device, boots=1, beyond=ticks)
-
     node.freeze()
-    node.fail("timeout 5 mcvirt list")
+    node.fail("timeout 3 mcvirt list")
     node.wait_restarted(2)
     node.succeed("rm /run/systemd/system/mcvirtd.service.d/hasty.conf && systemctl daemon-reload")
     assert "watchdog" in node.journal().lower()
@@ -73,34 +68,6 @@ def test_machine_on_lvm_from_creation_to_end_outlives_the_daemon(node: Node) -> 
     assert volume(device) not in node.lvs()
     assert node.virsh("list", "--all", "--name") == ""
     assert node.json("list") == []
-
-
-def grow(node: Node, name: str, device: str) -> None:
-    """Make the disk of a machine that runs larger, from 16 to 24 MiB."""
-    node.mcvirt("update", name, "--increase-disk", "8MiB", "--disk-id", "1")
-    assert int(node.lvs()[volume(device)]["lv_size"]) == 24 * MIB
-    assert "25165824" in node.virsh("domblkinfo", name, "vda").split()
-
-
-def test_reboot_brings_back_what_starts_with_the_node(node: Node) -> None:
-    storage(node, "thin")
-    devices = {name: machine(node, name) for name in ("auto", "manual")}
-    node.mcvirt("update", "auto", "--autostart-on-boot")
-    node.mcvirt("start", "auto", "manual")
-    for device in devices.values():
-        node.wait_for_guest(device, boots=1)
-    assert node.lvs()[volume(devices["auto"])]["pool_lv"] == "pool"
-    grow(node, "auto", devices["auto"])
-    identity = node.succeed("cat /var/lib/mcvirt/node.json")
-
-    node.reboot()
-    node.wait_for_guest(devices["auto"], boots=2, within=60)
-    assert node.guest(devices["manual"]) is None or node.guest(devices["manual"])[0] == 1  # type: ignore[index]
-    states = {row["name"]: row["state"] for row in node.json("list")}
-    assert states == {"auto": "RUNNING", "manual": "STOPPED"}
-
-    assert node.succeed("cat /var/lib/mcvirt/node.json") == identity
-    assert node.unit("mcvirtd", "NRestarts") == "0"
 
 
 def test_a_disk_that_fails_is_the_guests_trouble_alone(node: Node) -> None:
