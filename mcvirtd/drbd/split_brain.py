@@ -6,6 +6,7 @@ the side that loses then is, too: so each of the two can be had again until some
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
@@ -32,8 +33,10 @@ from mcvirtd.tasks.locks import Locks
 from mcvirtd.tasks.task import step
 from mcvirtd.tasks.transaction import Journal
 
+log = logging.getLogger(__name__)
+
 DROP, DROP_THERE, NOTE_DONE, DEMOTE = "split.drop_aside", "split.drop_aside_there", "split.note_done", "split.demote"
-STAY = "split.stay"
+STAY, DROP_EARLIER = "split.stay", "split.drop_earlier_there"
 ASIDE_WITHIN = 180.0
 WRITTEN_WITHIN = 5.0
 
@@ -71,6 +74,7 @@ class SplitBrain(SplitBrainApi):
         journal.register(NOTE_DONE, self._note_done)
         journal.register(DEMOTE, self._demote)
         journal.register(STAY, self._stay)
+        journal.register(DROP_EARLIER, self._drop_earlier)
 
     # --- showing ------------------------------------------------------------------------------------------------------
 
@@ -156,12 +160,18 @@ class SplitBrain(SplitBrainApi):
                 by = current_caller().user or "root"
                 kept = SplitUndoRecord(disk=disk, node=self._node, kept=other, made=datetime.now(UTC), by=by)
                 with tx.commit() as change:
+                    before = change.get(SplitUndoRecord, disk)
+                    if before is not None and before.node != self._node:
+                        # That side was to give way, and did not. No record has its copy any more.
+                        self._journal.add_to(change, "redo", DROP_EARLIER, {"disk": disk, "node": before.node})
                     change.put(kept)
             due = self._journal.add(0, "redo", NOTE_DONE, {"disk": disk})
             self.discarding.run(record, state, other)
             with self._store.change() as change:
                 change.edit(SplitUndoRecord, disk, done=True)
                 change.execute("DELETE FROM journal WHERE seq = ?", (due,))
+            if before is not None and before.node != self._node:
+                self._try_drop_earlier(disk, before.node)
 
     def _check_give_way(self, disk: DiskRecord) -> ResourceState:
         state, info = known_state(self._reader, disk), self._info(disk)
@@ -321,6 +331,24 @@ class SplitBrain(SplitBrainApi):
             record, undo = self._store.get(DiskRecord, disk), self._store.get(SplitUndoRecord, disk)
             if record is not None and undo is not None and not undo.mixed and undo.node != node:
                 self._ask(node, "drop_aside", {"disk": disk}, ASIDE_WITHIN)
+
+    def _drop_earlier(self, disk: str, node: str) -> None:
+        """The copy of the side that is kept after all; until it is known to be, that may be all that is good of it."""
+        record, undo = self._store.get(DiskRecord, disk), self._store.get(SplitUndoRecord, disk)
+        if record is None or node not in record.nodes or (undo is not None and undo.node == node):
+            return
+        if undo is not None and not undo.done:
+            raise Conflict(
+                text=f"What node '{node}' has set aside of {named(record)} is kept until its split is resolved."
+            )
+        self._ask(node, "drop_aside", {"disk": disk}, ASIDE_WITHIN)
+
+    def _try_drop_earlier(self, disk: str, node: str) -> None:
+        try:
+            self._drop_earlier(disk, node)
+            self._journal.withdraw(DROP_EARLIER, disk=disk, node=node)
+        except McvirtError as error:
+            log.warning("what node %s has set aside of hard drive %s is deleted later: %s", node, disk, error)
 
     def _stay(self, disk: str) -> None:
         """Nothing is taken back after all, unless some of it is."""

@@ -15,7 +15,7 @@ from mcvirt.types.drbd import ResourceState
 from mcvirtd.drbd.config import resource_name
 from mcvirtd.drbd.reader import Reader
 from mcvirtd.drbd.status import Progress as Position
-from mcvirtd.state.records import DiskRecord
+from mcvirtd.state.records import DiskRecord, SplitUndoRecord
 from mcvirtd.state.store import Store
 
 
@@ -76,8 +76,11 @@ class SplitPeer(SplitPeerApi):
         return written(self._kernel, self._disk(disk))
 
     def drop_aside(self, disk: str) -> None:
-        """Delete that copy."""
-        self._asides.drop(self._disk(disk))
+        """Delete that copy; Conflict if the records, as this node has them, say that it is wanted."""
+        record, undo = self._disk(disk), self._store.get(SplitUndoRecord, disk)
+        if undo is not None and undo.node == self._node:
+            raise Conflict(text=f"What was set aside of hard drive {disk} on node '{self._node}' is wanted.")
+        self._asides.drop(record)
 
     def _disk(self, disk: str) -> DiskRecord:
         record = self._store.get(DiskRecord, names.object_id(disk, "hd", "hard drive"))

@@ -94,6 +94,15 @@ class Journal:
             )
             return int(self._store.query("SELECT max(seq) FROM journal WHERE task = ?", (task,))[0][0])
 
+    def add_to(self, change: Change, direction: str, act: str, arguments: dict[str, Any]) -> None:
+        """The same for one that is due if, and as soon as, *change* stands."""
+        if act not in self._acts:
+            raise ValueError(f"there is no act called {act}")
+        change.execute(
+            "INSERT INTO journal (task, scope, direction, act, arguments) VALUES (?, ?, ?, ?, ?)",
+            (current_task().id, 0, direction, act, msgspec.json.encode(arguments)),
+        )
+
     def amend(self, seq: int, arguments: dict[str, Any]) -> None:
         """What is due as entry *seq* is due with other arguments now."""
         self._store.execute("UPDATE journal SET arguments = ? WHERE seq = ?", (msgspec.json.encode(arguments), seq))

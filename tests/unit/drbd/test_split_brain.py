@@ -25,6 +25,7 @@ from mcvirt.types.task import TaskInfo
 from mcvirtd.drbd import discarding, split_brain
 from mcvirtd.drbd.reader import Reader
 from mcvirtd.drbd.split_brain import SplitBrain
+from mcvirtd.drbd.split_sides import SplitPeer
 from mcvirtd.drbd.status import Progress
 from mcvirtd.drbd.verifications import difference
 from mcvirtd.state.records import DiskRecord, SplitUndoRecord, VmRecord
@@ -153,6 +154,10 @@ class World:
     def undo(self) -> SplitUndoRecord | None:
         return self.store.get(SplitUndoRecord, DISK)
 
+    def put_other_chosen(self, node: str) -> None:
+        with self.store.change() as change:
+            change.put(SplitUndoRecord(disk=DISK, node=node, kept="n2", made=datetime.now(UTC), by="bob"))
+
     def put_undo(self, **fields: Any) -> None:
         act(lambda: self.service.give_way(DISK, "n2"))
         with self.store.change() as change:
@@ -203,6 +208,57 @@ def test_the_other_node_gives_way_there(world: World) -> None:
     world.split()
     act(lambda: world.service.resolve("web1", "n2"))
     assert world.errands == [("n1", "split_brain.give_way")] and world.kernel.commands == []
+
+
+def first_chosen(world: World) -> None:
+    """The other side was to give way, and is set aside on its node; that was broken off."""
+    world.split()
+    world.put_other_chosen("n1")
+
+
+def test_the_copy_of_a_side_that_is_kept_after_all_goes(world: World) -> None:
+    first_chosen(world)
+    act(lambda: world.service.give_way(DISK, "n2"))
+    assert world.asked[-1] == ("n1", "drop_aside")
+    record = world.undo()
+    assert record is not None and (record.node, record.done) == ("n2", True)
+    assert world.journal.due() == {}
+
+
+def test_it_stays_until_the_other_side_has_given_way(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(discarding, "MEET_WITHIN", 0.1)
+    first_chosen(world)
+    world.meets = False
+    task = Task("split_brain.resolve", "web1", "alice", "n2")
+    with working_for(task), pytest.raises(McvirtError):
+        world.service.give_way(DISK, "n2")
+    assert ("n1", "drop_aside") not in world.asked
+    with working_for(task):
+        (left,) = (text for text in world.journal.settle(task.id) if "drop_earlier" in text)
+    assert "is kept until its split is resolved" in left and ("n1", "drop_aside") not in world.asked
+    world.put_other_chosen("n1")  # and is wanted again
+    with working_for(task):
+        assert not [text for text in world.journal.settle(task.id) if "drop_earlier" in text]
+    assert ("n1", "drop_aside") not in world.asked
+
+
+def test_a_node_that_can_not_be_asked_then_is_asked_later(world: World) -> None:
+    first_chosen(world)
+    world.answers["drop_aside"] = NodeUnreachable(node="n1", reason="it is off.")
+    task = act(lambda: world.service.give_way(DISK, "n2"))
+    assert world.journal.due() == {task.id: ["redo"]}
+    world.answers.clear()
+    with working_for(task):
+        assert world.journal.settle(task.id) == []
+    assert world.asked[-1] == ("n1", "drop_aside") and world.journal.due() == {}
+
+
+def test_a_node_does_not_delete_what_its_records_want(world: World) -> None:
+    act(lambda: world.split().service.give_way(DISK, "n2"))
+    peer = SplitPeer(store=world.store, node="n2", kernel=world.kernel, reader=world.reader, asides=world.asides)
+    with pytest.raises(Conflict, match="is wanted"):
+        peer.drop_aside(DISK)
+    assert world.asides.kept == [DISK]
 
 
 def test_without_a_copy_nothing_is_discarded(world: World) -> None:
