@@ -270,17 +270,17 @@ class Daemon:
                 Chore("membership", 2.0, self._admission.settle, first=2.0),
                 Chore("strays", 5.0, strays.settle, first=5.0),
                 Chore("waiting", 5.0, self._moves.wait_on, first=2.0),
-                Chore("migrations", 1.0, lambda: self._moves.settle(self._settling.settle_stuck), first=2.0),
-                Chore("settle", 30.0, self._settling.settle_stuck, first=5.0),
+                Chore("moves", 1.0, lambda: self._moves.settle(self._settling.settle_of), first=2.0, lane="moves"),
+                Chore("settle", 30.0, self._settling.settle_stuck, first=5.0, lane="settle"),
                 Chore("consoles", 30.0, self._machines.consoles.close_idle, first=30.0),
                 Chore("sessions", 30.0, lambda: self._sessions.purge(time.time()), first=30.0),
                 Chore("prune tasks", _HOUR, self._tasks.prune, first=60.0),
                 Chore("prune audit", _HOUR, self._audit.prune, first=60.0),
                 Chore("certificate", _HOUR, presence.renew_certificate, first=_HOUR),
                 Chore("listen", 5.0, presence.listen, first=5.0),
-                Chore("drbd", 30.0, self._drbd.settle, first=30.0),
-                Chore("release", 30.0, self._machines.release.settle, first=10.0),
-                Chore("verifications", 30.0, self._drbd.soundness.tick, first=30.0),
+                Chore("drbd", 30.0, self._drbd.settle, first=30.0, lane="drbd"),
+                Chore("release", 30.0, self._machines.release.settle, first=10.0, lane="release"),
+                Chore("verifications", 30.0, self._drbd.soundness.tick, first=30.0, lane="verifications"),
             ]
         )
         self._drbd.returns.attend = lambda: self._maintenance.hurry("drbd", "settle", "release", "verifications")

@@ -13,17 +13,21 @@ log = logging.getLogger(__name__)
 
 
 class Chore(msgspec.Struct):
-    """*work* is done every *seconds*, the first time after *first*."""
+    """*work* is done every *seconds*, the first time after *first*; beside the chores of other *lane*s."""
 
     name: str
     seconds: float
     work: Callable[[], object]
     first: float = 0.0
     due: float = 0.0
+    lane: str = ""
 
 
 class Maintenance:
-    """One thread that does chores when they are due. A chore that fails is logged, and done again when next due."""
+    """Does chores when they are due, in one thread for each lane: what hangs keeps only its own lane waiting.
+
+    A chore that fails is logged, and done again when next due.
+    """
 
     def __init__(self, chores: list[Chore], clock: Callable[[], float] = time.monotonic) -> None:
         self._chores = chores
@@ -31,40 +35,48 @@ class Maintenance:
         self._changed = threading.Condition()
         self._hurried: set[str] = set()
         self._stopped = False
-        self._thread = threading.Thread(target=self._run, name="maintenance", daemon=True)
+        self._threads = [
+            threading.Thread(target=self._run, args=(lane,), name=f"maintenance {lane}".strip(), daemon=True)
+            for lane in sorted({chore.lane for chore in chores})
+        ]
 
     def start(self) -> None:
         """Begin."""
         now = self._clock()
         for chore in self._chores:
             chore.due = now + chore.first
-        self._thread.start()
+        for thread in self._threads:
+            thread.start()
 
     def hurry(self, *names: str) -> None:
         """Something has happened that these chores wait for: do them now, and once more if they are just being done."""
         with self._changed:
             self._hurried.update(names)
-            self._changed.notify()
+            self._changed.notify_all()
 
     def stop(self, within: float = 5.0) -> None:
         """End; a chore that is being done is waited for."""
         with self._changed:
             self._stopped = True
-            self._changed.notify()
-        if self._thread.is_alive():
-            self._thread.join(within)
+            self._changed.notify_all()
+        until = time.monotonic() + within
+        for thread in self._threads:
+            if thread.is_alive():
+                thread.join(max(0.0, until - time.monotonic()))
 
-    def _run(self) -> None:
+    def _run(self, lane: str) -> None:
+        chores = [chore for chore in self._chores if chore.lane == lane]
+        names = {chore.name for chore in chores}
         while True:
             with self._changed:
                 if self._stopped:
                     return
                 now = self._clock()
-                due = [chore for chore in self._chores if chore.due <= now or chore.name in self._hurried]
+                due = [chore for chore in chores if chore.due <= now or chore.name in self._hurried]
                 if not due:
-                    self._changed.wait(min(chore.due for chore in self._chores) - now)
+                    self._changed.wait(min(chore.due for chore in chores) - now)
                     continue
-                self._hurried.clear()
+                self._hurried -= names
                 for chore in due:
                     chore.due = now + chore.seconds
             for chore in due:

@@ -67,6 +67,10 @@ def limit_rate(resource: str, kib: int) -> list[str]:
     return ["drbdadm", "disk-options", f"--c-max-rate={kib}k", f"--resync-rate={kib}k", checked_name(resource)]
 
 
+def state(resource: str) -> list[str]:
+    return ["drbdsetup", "events2", "--now", "--statistics", checked_name(resource)]
+
+
 def invalidate(resource: str) -> list[str]:
     return _adm("invalidate", resource)
 

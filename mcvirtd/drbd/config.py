@@ -71,11 +71,15 @@ class Handle(msgspec.Struct, frozen=True, kw_only=True):
     peer: str
 
 
+MOST_RATE = 200 * MIB
+"""Bytes a second that comparing and copying may take, where nobody has set another limit."""
+
+
 class Common(msgspec.Struct, frozen=True, kw_only=True):
     """What all resources have in common. Rates are in bytes a second; *algorithm* is a digest that the kernel has."""
 
     algorithm: str = "sha256"
-    most_rate: int = 200 * MIB
+    most_rate: int = MOST_RATE
     least_rate: int = 4 * MIB
     ping_timeout: float = 4.0
     handler: str = HANDLER

@@ -13,7 +13,7 @@ from mcvirt.errors import DeadlinePassed, ResyncGoesOn
 from mcvirt.types.drbd import ResourceState
 from mcvirtd.drbd.reader import Reader, describe
 from mcvirtd.drbd.split_sides import Ask, Kernel, equal
-from mcvirtd.drbd.verifying import ALIVE_WITHIN, named
+from mcvirtd.drbd.verifying import named
 from mcvirtd.state.records import DiskRecord
 from mcvirtd.tasks.task import current_task, step
 from mcvirtd.tasks.transaction import Journal
@@ -33,7 +33,7 @@ class Discarding:
         self._kernel = kernel
         self._reader = reader
         self._ask = ask
-        journal.register(DISARM, self._disarm)
+        journal.register(DISARM, self._disarm, alone=True)
 
     def run(self, disk: DiskRecord, state: ResourceState, other: str) -> None:
         """Take what node *other* has; returns when both sides are equal. What was begun goes on in the kernel."""
@@ -85,8 +85,8 @@ class Discarding:
 
     def _disarm(self, resource: str) -> None:
         """Unless the two have agreed, after which the kernel discards nothing more, this side is to be alone."""
-        self._reader.require_alive(ALIVE_WITHIN)
-        state = self._reader.state(resource)
+        # When mcvirtd starts, its reader does not run yet, and this side is not to wait for that.
+        state = self._kernel.state(resource)
         if state is not None and not _agreed(state):
             self._kernel.disconnect(resource)
 

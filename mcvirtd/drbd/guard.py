@@ -26,6 +26,8 @@ from mcvirtd.host.leases import Leases
 log = logging.getLogger(__name__)
 
 LOOK_EVERY = 0.5
+CLOSE_WITHIN = 2.0
+"""How long the others are not looked at while some are being closed."""
 STAYS = 600.0
 
 
@@ -43,15 +45,32 @@ class Guard:
     def __init__(self, leases: Leases, verbs: Verbs) -> None:
         self._leases = leases
         self._verbs = verbs
+        self._closing: dict[str, threading.Thread] = {}
 
     def sweep(self) -> bool:
         """Close those that have ended, as far as the kernel lets us; returns whether any are left, open or not."""
-        for name in self._leases.names():
-            if self._leases.left(name) <= 0:
-                with self._leases.alone():
-                    if self._leases.left(name) <= 0:  # else it was renewed meanwhile
-                        self._close(name)
+        ended = [name for name in self._leases.names() if self._leases.left(name) <= 0]
+        self._closing = {name: thread for name, thread in self._closing.items() if thread.is_alive()}
+        deadline = time.monotonic() + CLOSE_WITHIN
+        for thread in [self._begin(name) for name in ended]:
+            thread.join(max(0.0, deadline - time.monotonic()))
         return bool(self._leases.names())
+
+    def _begin(self, name: str) -> threading.Thread:
+        """What closes the window: a command that hangs for one resource keeps no other window open."""
+        thread = self._closing.get(name)
+        if thread is None or not thread.is_alive():
+            thread = self._closing[name] = threading.Thread(target=self._close_ended, args=(name,), daemon=True)
+            thread.start()
+        return thread
+
+    def _close_ended(self, name: str) -> None:
+        try:
+            with self._leases.held(name):
+                if self._leases.exists(name) and self._leases.left(name) <= 0:  # else it was renewed meanwhile
+                    self._close(name)
+        except Exception:
+            log.exception("the window of %s could not be closed; that is tried again", name)
 
     def _close(self, name: str) -> None:
         try:

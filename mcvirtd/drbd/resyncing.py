@@ -119,7 +119,7 @@ class Resync:
         self._locks = locks
         self._clock = clock
         self._look_every = look_every
-        journal.register(RECONNECT, self._reconnect)
+        journal.register(RECONNECT, self._reconnect, alone=True)
 
     def run(self, disk: DiskRecord, source: str, *, full: bool, failed: bool) -> Resynced:
         """Copy what differs, or everything, and return when both sides are equal; the mark of *disk* is gone then."""

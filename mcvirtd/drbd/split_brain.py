@@ -72,7 +72,7 @@ class SplitBrain(SplitBrainApi):
         journal.register(DROP, self._drop_aside)
         journal.register(DROP_THERE, self._drop_there)
         journal.register(NOTE_DONE, self._note_done)
-        journal.register(DEMOTE, self._demote)
+        journal.register(DEMOTE, self._demote, alone=True)
         journal.register(STAY, self._stay)
         journal.register(DROP_EARLIER, self._drop_earlier)
 
@@ -367,8 +367,7 @@ class SplitBrain(SplitBrainApi):
             change.edit(SplitUndoRecord, disk, done=True)
 
     def _demote(self, resource: str) -> None:
-        self._reader.require_alive()
-        state = self._reader.state(resource)
+        state = self._kernel.state(resource)
         if state is not None and state.role == "Primary" and not state.open:
             self._kernel.secondary(resource)
 

@@ -35,10 +35,10 @@ class Throttle(Kernel, Protocol):
     """DRBD on this node, which can be made slower."""
 
     def limit_rate(self, name: str, rate: int) -> None:
-        """Compare and copy at most *rate* bytes a second, until ``adjust``."""
+        """Compare and copy at most *rate* bytes a second, until ``unlimit_rate``."""
 
-    def adjust(self, name: str) -> None:
-        """Be as the files say."""
+    def unlimit_rate(self, name: str) -> None:
+        """As fast as ever; nothing if there is no such resource."""
 
 
 def known_state(reader: Reader, disk: DiskRecord) -> ResourceState:
@@ -94,7 +94,7 @@ class Verifier:
         self._read_there = read_there
         self._comparison = comparison or Comparison(kernel, reader)
         self._settle_within = settle_within
-        journal.register(UNLIMIT, self._unlimit_later)
+        journal.register(UNLIMIT, self._unlimit_later, alone=True)
 
     def verify(self, disk: DiskRecord, by: str, rate: int, report: Callable[[int], None]) -> Verification:
         """Verify *disk* and record how that ended; what keeps it from being begun is raised, and recorded nowhere."""
@@ -130,24 +130,14 @@ class Verifier:
             yield
         finally:
             try:
-                self._unlimit(resource)
+                self._kernel.unlimit_rate(resource)
                 self._journal.forget(due)
             except McvirtError as error:
                 log.warning("the rate of %s stays limited until this has been tried again: %s", resource, error)
 
     def _unlimit_later(self, disk: str) -> None:
         with self._locks.hold(f"disk:{disk}"):
-            self._unlimit(resource_name(disk))
-
-    def _unlimit(self, resource: str) -> None:
-        self._reader.require_alive(ALIVE_WITHIN)
-        state = self._reader.state(resource)
-        if state is None:
-            return  # the limit went with it
-        if state.connection == "StandAlone":
-            # `adjust` would connect it, which may be what somebody just prevents.
-            raise Conflict(text=f"DRBD resource {resource} is cut off from its other side.")
-        self._kernel.adjust(resource)
+            self._kernel.unlimit_rate(resource_name(disk))
 
 
 def _settled(state: ResourceState | None) -> bool:

@@ -43,16 +43,17 @@ class Windows:
         """Let both sides be Primary, for LEASE seconds."""
         name = checked_name(resource)
         self._leases.prepare()
-        with self._leases.alone():
-            if not self._leases.looked_after():
-                self._watch(self._leases.directory)
-            self._leases.take(name, LEASE)
-        self._verbs.two_primaries(name, True)
+        with self._leases.held(name):  # a lease that ends meanwhile is not closed before the kernel has opened it
+            with self._leases.alone():
+                if not self._leases.looked_after():
+                    self._watch(self._leases.directory)
+                self._leases.take(name, LEASE)
+            self._verbs.two_primaries(name, True)
 
     def renew(self, resource: str) -> None:
         """Keep the window open for another LEASE seconds; Conflict if it was closed."""
         name = checked_name(resource)
-        with self._leases.alone():
+        with self._leases.held(name):
             if not self._leases.exists(name):
                 raise Conflict(text=f"Both sides of {name} may not be Primary any more.")
             self._leases.take(name, LEASE)
@@ -62,7 +63,7 @@ class Windows:
         name = checked_name(resource)
         if not self._leases.exists(name):
             return
-        with self._leases.alone():
+        with self._leases.held(name):
             try:
                 self._verbs.two_primaries(name, False)
             except CommandFailed as error:

@@ -13,9 +13,10 @@ from pathlib import Path
 import msgspec
 
 from mcvirt.errors import BadArgument, CommandFailed, DrbdDeviceOpen, DrbdUnavailable, ProgramMissing
+from mcvirt.types.drbd import ResourceState
 from mcvirtd.drbd import commands, config
 from mcvirtd.drbd.config import Common, Resource
-from mcvirtd.drbd.status import Progress, parse_progress
+from mcvirtd.drbd.status import Picture, Progress, parse, parse_progress
 from mcvirtd.host import files
 from mcvirtd.host.run import installed, run, stream
 
@@ -191,8 +192,17 @@ def stop_verify(name: str) -> None:
 
 
 def limit_rate(name: str, rate: int) -> None:
-    """Compare and copy at most *rate* bytes a second, until ``adjust``."""
+    """Compare and copy at most *rate* bytes a second, until ``unlimit_rate`` or ``adjust``."""
     _do(commands.limit_rate(name, max(1, rate // 1024)))
+
+
+def unlimit_rate(name: str) -> None:
+    """Compare and copy as fast as the files say; nothing else is changed. Fine if the kernel has no such resource."""
+    try:
+        limit_rate(name, config.MOST_RATE)
+    except CommandFailed:
+        if is_up(name):
+            raise
 
 
 def invalidate(name: str) -> None:
@@ -262,6 +272,21 @@ def is_up(name: str) -> bool:
         return bool(run(commands.status(name), within=WITHIN).stdout.strip())
     except CommandFailed:
         return False
+
+
+def state(name: str) -> ResourceState | None:
+    """The resource, asked of the kernel now; None if it has none of that name. `split_brain` is not known so."""
+    try:
+        said = run(commands.state(name), within=WITHIN).stdout
+    except CommandFailed:
+        if is_up(name):
+            raise
+        return None
+    picture = Picture()
+    for line in said.splitlines():
+        if (event := parse(line)) is not None:
+            picture.apply(event)
+    return picture.state(name)
 
 
 def addresses(name: str) -> frozenset[str]:

@@ -30,12 +30,18 @@ class Leases:
 
     @contextlib.contextmanager
     def alone(self) -> Iterator[None]:
-        """In the block nobody else takes, gives up or ends a lease."""
+        """In the block nobody else begins to look after leases, or ends that. To be taken after `held`."""
         with self._locked(_LOCK, fcntl.LOCK_EX):
             yield
 
+    @contextlib.contextmanager
+    def held(self, name: str) -> Iterator[None]:
+        """In the block nobody else takes, gives up or ends the lease of that name; others are nobody's concern."""
+        with self._locked(f".{name}{_LOCK}", fcntl.LOCK_EX):
+            yield
+
     def take(self, name: str, seconds: float) -> None:
-        """From now on there is a lease of that name, for so many seconds; to be called `alone`."""
+        """From now on there is a lease of that name, for so many seconds; to be called while it is `held`."""
         path = self.directory / name
         new = path.with_name(f".{name}.new")
         with files.told("write", path):

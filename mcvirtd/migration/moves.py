@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ssl
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
 import msgspec
@@ -41,6 +41,7 @@ from mcvirtd.vm.arrived import EXPECT
 from mcvirtd.vm.design import AcceleratorOfNode
 from mcvirtd.vm.ground import Ground
 from mcvirtd.vm.power import Power
+from mcvirtd.vm.unsettled import SETTLE
 
 _ASK_WITHIN = 30.0
 _TRY_AGAIN = 5.0
@@ -170,15 +171,15 @@ class Moves:
 
             self._tasks.start("move.move", name, by, go_on, self._note)
 
-    def settle(self, settle: Callable[[], None]) -> None:
-        """Have *settle* called when a node can be asked (again) how a migration ended; for a timer."""
+    def settle(self, settle: Callable[[Collection[str]], None]) -> None:
+        """Have *settle* called, with the tasks, when a node can be asked (again) how migrations ended; for a timer."""
         targets = {ticket.target for ticket in self._settlement.left()}
         ready = self._answering() & targets if targets else set()
         back, self._ready = ready - self._ready, ready
         # A libvirtd that was away for a moment is not always seen to have been.
         if back or (ready and time.monotonic() - self._tried > _TRY_AGAIN):
             self._tried = time.monotonic()
-            settle()
+            settle({task for task, _ in self._journal.due_of(SETTLE)})
 
     def _answering(self) -> set[str]:
         """The nodes that answer, and whose libvirt does."""

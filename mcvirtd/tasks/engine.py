@@ -5,9 +5,9 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 
 import msgspec
@@ -50,7 +50,7 @@ class Tasks:
         self._node = node
         self._keep = keep_days * 86400.0
         self._lock = threading.Lock()
-        self._settling = threading.Lock()
+        self._being_settled: set[str] = set()
         # At work, or over and not yet in the state file.
         self._active: dict[str, Task] = {}
         self._closed = False
@@ -175,27 +175,57 @@ class Tasks:
             raise Conflict(text=f"Task {task_id} is over already ({state.value}); there is nothing to cancel.")
         task.cancel(by)
 
-    def settle(self) -> Sequence[TaskInfo]:
+    def settle(self, only: Iterable[str] | None = None) -> Sequence[TaskInfo]:
         """Undo or finish what unfinished tasks of an earlier process left, and what is stuck; returns those tasks.
 
-        Called at the start before anything is served, and again when something that was away is back.
+        Called at the start before anything is served, and again when something that was away is back. Several threads
+        may do that at a time, each with *only* some of what is `left`; nothing is settled twice at once.
         """
-        with self._settling:
-            self._save_ended()
-            due = self._journal.due()
-            unfinished = "SELECT id, data FROM task WHERE state IN ('RUNNING', 'STUCK') ORDER BY started DESC"
-            rows = {task_id: _decode(data).info for task_id, data in self._store.query(unfinished)}
-            # Short operations are no tasks with a row of their own, but may leave things due all the same.
-            lost = [task_id for task_id in reversed(due) if task_id not in rows]
-            settled = [
-                self._settle_one(info, due.get(task_id, []))
-                for task_id, info in rows.items()
-                if self.find(task_id) is None
-            ]
-            for task_id in lost:
-                if self.find(task_id) is None and not self._journal.at_work(task_id):
-                    settled += self._settle_lost(task_id)
-            return settled
+        self._save_ended()
+        return [info for task_id in (self.left() if only is None else only) for info in self._settle_alone(task_id)]
+
+    def settle_alone(self) -> None:
+        """Do of what is due that which needs nothing but this machine's kernel, whatever else is away."""
+        for task_id in self._journal.due(alone=True):
+            with self._settling_of(task_id) as mine:
+                if mine and self.find(task_id) is None and not self._journal.at_work(task_id):
+                    with working_for(Task(SETTLING, "", SYSTEM, self._node, task_id=task_id)):
+                        for remains in self._journal.settle(task_id, alone=True):
+                            log.warning("of operation %s is still due: %s", task_id, remains)
+
+    def left(self) -> Sequence[str]:
+        """The tasks that are not at work and have not ended, the newest first; then what short operations have left."""
+        due = self._journal.due()
+        unfinished = "SELECT id FROM task WHERE state IN ('RUNNING', 'STUCK') ORDER BY started DESC"
+        rows = [str(task_id) for (task_id,) in self._store.query(unfinished)]
+        # Short operations are no tasks with a row of their own, but may leave things due all the same.
+        lost = [task_id for task_id in reversed(due) if task_id not in rows and not self._journal.at_work(task_id)]
+        return [task_id for task_id in (*rows, *lost) if self.find(task_id) is None]
+
+    @contextmanager
+    def _settling_of(self, task_id: str) -> Iterator[bool]:
+        """In the block nobody else settles the task; False if somebody does."""
+        with self._lock:
+            mine = task_id not in self._being_settled
+            if mine:
+                self._being_settled.add(task_id)
+        try:
+            yield mine
+        finally:
+            if mine:
+                with self._lock:
+                    self._being_settled.discard(task_id)
+
+    def _settle_alone(self, task_id: str) -> Sequence[TaskInfo]:
+        with self._settling_of(task_id) as mine:
+            if not mine or self.find(task_id) is not None:
+                return []
+            # Read now: another thread may just have settled it.
+            due = self._journal.due().get(task_id, [])
+            unfinished = "SELECT data FROM task WHERE id = ? AND state IN ('RUNNING', 'STUCK')"
+            for (data,) in self._store.query(unfinished, (task_id,)):
+                return [self._settle_one(_decode(data).info, due)]
+            return self._settle_lost(task_id) if due and not self._journal.at_work(task_id) else []
 
     def _settle_lost(self, task_id: str) -> Sequence[TaskInfo]:
         info = Task(SETTLING, "", SYSTEM, self._node, task_id=task_id).info()

@@ -38,16 +38,22 @@ class Journal:
     def __init__(self, store: Store) -> None:
         self._store = store
         self._acts: dict[str, Act] = {}
+        self._alone: set[str] = set()
         self._lock = threading.Lock()
         self._adding = threading.Lock()
         self._scopes = 0
         self._open: Counter[str] = Counter()
 
-    def register(self, name: str, act: Act) -> None:
-        """Make *act* known under *name*. It takes JSON values, and may be run twice or for what was never made."""
+    def register(self, name: str, act: Act, *, alone: bool = False) -> None:
+        """Make *act* known under *name*. It takes JSON values, and may be run twice or for what was never made.
+
+        *alone*: it needs this machine's kernel and nothing else: no records, no libvirt and no other node.
+        """
         if name in self._acts:
             raise ValueError(f"there are two acts called {name}")
         self._acts[name] = act
+        if alone:
+            self._alone.add(name)
 
     @contextmanager
     def transaction(self) -> Iterator[Transaction]:
@@ -115,14 +121,16 @@ class Journal:
         """Run a registered act."""
         self._acts[act](**arguments)
 
-    def settle(self, task: str) -> list[str]:
+    def settle(self, task: str, *, alone: bool = False) -> list[str]:
         """Do what is still due for *task*; returns sentences of what could not be done.
 
-        First what undoes, the newest of it first; then what finishes, in the order in which it was begun.
+        First what undoes, the newest of it first; then what finishes, in the order in which it was begun. With *alone*
+        only those acts that need nothing else.
         """
         rows = self._store.query(
             "SELECT seq, direction, act, arguments FROM journal WHERE task = ? ORDER BY seq", (task,)
         )
+        rows = [row for row in rows if not alone or row[2] in self._alone]
         undo = [row for row in reversed(rows) if row[1] == "undo"]
         redo = [row for row in rows if row[1] != "undo"]
         remains = []
@@ -173,11 +181,12 @@ class Journal:
         rows = self._store.query("SELECT task, arguments FROM journal WHERE act = ? ORDER BY seq", (act,))
         return [(str(task), msgspec.json.decode(arguments)) for task, arguments in rows]
 
-    def due(self) -> dict[str, list[str]]:
-        """Task to the directions of its entries that are still due."""
+    def due(self, *, alone: bool = False) -> dict[str, list[str]]:
+        """Task to the directions of its entries that are still due; with *alone* of those that need nothing else."""
         found: dict[str, list[str]] = {}
-        for task, direction in self._store.query("SELECT task, direction FROM journal ORDER BY seq"):
-            found.setdefault(task, []).append(direction)
+        for task, direction, act in self._store.query("SELECT task, direction, act FROM journal ORDER BY seq"):
+            if not alone or act in self._alone:
+                found.setdefault(task, []).append(direction)
         return found
 
 

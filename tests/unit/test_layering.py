@@ -33,7 +33,7 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "mcvirtd.host": ("mcvirtd.host", "mcvirt.errors", "mcvirt.names", "mcvirt.units"),
     "mcvirtd.host.drbd": (
         *("mcvirtd.host", "mcvirtd.drbd.commands", "mcvirtd.drbd.config", "mcvirtd.drbd.status"),
-        *("mcvirt.errors", "mcvirt.names", "mcvirt.units"),
+        *("mcvirt.errors", "mcvirt.names", "mcvirt.units", "mcvirt.types.drbd"),
     ),
     # From values to values.
     "mcvirtd.drbd.config": ("mcvirt.errors", "mcvirt.names", "mcvirt.units"),

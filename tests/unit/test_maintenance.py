@@ -46,3 +46,22 @@ def test_a_chore_that_is_hurried_does_not_wait_for_its_time(work: Work) -> None:
     assert not work.begun.acquire(timeout=0.2)
     maintenance.stop()
     assert other == []
+
+
+def test_a_chore_that_hangs_keeps_only_its_own_lane_waiting(work: Work) -> None:
+    done = {lane: threading.Semaphore(0) for lane in ("", "migrations")}
+    chores = [
+        Chore("stuck", 3600.0, work, lane="settle"),
+        Chore("behind", 3600.0, done[""].release, lane="settle"),
+        Chore("other", 3600.0, done["migrations"].release, first=3600.0, lane="migrations"),
+    ]
+    maintenance = Maintenance(chores)
+    maintenance.start()
+    assert work.happens()
+    for _ in range(2):
+        maintenance.hurry("other")
+        assert done["migrations"].acquire(timeout=SOON)
+    assert not done[""].acquire(blocking=False)
+    work.go_on.release()
+    assert done[""].acquire(timeout=SOON)
+    maintenance.stop()

@@ -7,7 +7,8 @@ import threading
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from mcvirtd.drbd.status import Event, Progress, parse
+from mcvirt.types.drbd import ResourceState
+from mcvirtd.drbd.status import Event, Picture, Progress, parse
 
 LINES = Path(__file__).with_name("golden").joinpath("verify-node1.txt").read_text().splitlines()
 SMALL, BIG = "mcvirt-small", "mcvirt-big"
@@ -52,6 +53,7 @@ class Kernel:
 
     def __init__(self) -> None:
         self.said: queue.Queue[str] = queue.Queue()
+        self.picture = Picture()
         self.commands: list[str] = []
         self.follows: dict[str, list[str]] = {}
         self.counting = True
@@ -76,6 +78,12 @@ class Kernel:
     def say(self, *words: str) -> None:
         for line in words:
             self.said.put(line)
+            if (event := parse(line)) is not None:
+                self.picture.apply(event)
+
+    def state(self, name: str) -> ResourceState | None:
+        """As it is by all that was said, heard or not."""
+        return self.picture.state(name)
 
     def _do(self, verb: str, name: str, note: str = "") -> None:
         self.commands.append(f"{verb} {name}{note}")
@@ -94,8 +102,8 @@ class Kernel:
     def limit_rate(self, name: str, rate: int) -> None:
         self._do("limit_rate", name, f" {rate}")
 
-    def adjust(self, name: str) -> None:
-        self._do("adjust", name)
+    def unlimit_rate(self, name: str) -> None:
+        self._do("unlimit_rate", name)
 
     def connect(self, name: str, *, discard_my_data: bool = False) -> None:
         self._do("connect", name, " discarding" if discard_my_data else "")

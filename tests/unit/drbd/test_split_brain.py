@@ -298,6 +298,23 @@ def test_a_side_that_waits_no_more_is_not_ready_to_discard(
     assert record is not None and not record.done and world.asides.kept == [DISK]
 
 
+def test_a_side_is_made_safe_before_anything_is_read_or_answers(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As at the start of mcvirtd, with the leader away."""
+    world.split()
+    world.kernel.say(f"change connection name:{NAME} connection:Connecting role:Unknown")
+    world.reader.stop()
+    world.reader._complete = False
+    waited: list[float] = []
+    monkeypatch.setattr(world.reader, "wait_alive", waited.append)
+    task = act(lambda: world.journal.add(0, "undo", discarding.DISARM, {"resource": NAME}))
+    act(lambda: world.journal.add(0, "undo", split_brain.DEMOTE, {"resource": NAME}))
+    assert world.journal.due(alone=True) == world.journal.due()
+    for each in world.journal.due():
+        assert world.journal.settle(each, alone=True) == []
+    assert world.kernel.commands == [f"disconnect {NAME}"]
+    assert waited == [] and task.id not in world.journal.due()
+
+
 def test_what_is_set_aside_is_not_forgotten_while_it_may_be_needed(world: World) -> None:
     world.split()
     world.put_undo(done=False)

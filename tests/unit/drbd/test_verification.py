@@ -545,14 +545,14 @@ def limited(world: World) -> None:
 def test_a_result_is_recorded_also_where_the_rate_cannot_be_set_back(world: World) -> None:
     world.furnish().says("verify", recorded.DIFFERENT)
     limited(world)
-    world.kernel.failing["adjust"] = CommandFailed(program="drbdadm", status=10, output="no.")
+    world.kernel.failing["unlimit_rate"] = CommandFailed(program="drbdadm", status=10, output="no.")
     task = Task("verification.verify_due", "", "root", "n1")
     act(lambda: world.service._verify([disk_record(0)], "schedule"), task)
     assert (world.record().failed, [run.result for run in world.record().runs]) == (True, ["differences"])
     assert world.journal.remaining(task.id) == [UNLIMIT]
     world.kernel.failing.clear()
     assert act(lambda: world.journal.settle(task.id)) == []
-    assert world.kernel.commands[-1] == f"adjust {world.resource()}"
+    assert world.kernel.commands[-1] == f"unlimit_rate {world.resource()}"
 
 
 def test_a_limited_rate_does_not_outlive_mcvirtd(world: World) -> None:
@@ -564,23 +564,26 @@ def test_a_limited_rate_does_not_outlive_mcvirtd(world: World) -> None:
 
     task = Task("verification.verify_due", "", "root", "n1")
     world.kernel.limit_rate = lambda name, rate: die(name)  # type: ignore[method-assign]
-    world.kernel.adjust = die  # type: ignore[method-assign]
+    world.kernel.unlimit_rate = die  # type: ignore[method-assign]
     with pytest.raises(KeyboardInterrupt):
         act(lambda: world.verifier.verify(disk_record(0), "schedule", 8 * 1024**2, lambda done: None), task)
-    del world.kernel.adjust
+    del world.kernel.unlimit_rate
     assert world.journal.remaining(task.id) == [UNLIMIT]
     assert act(lambda: world.journal.settle(task.id)) == []
-    assert world.kernel.commands == [f"adjust {world.resource()}"]
+    assert world.kernel.commands == [f"unlimit_rate {world.resource()}"]
 
 
-def test_a_side_that_is_cut_off_is_not_connected_to_set_its_rate_back(world: World) -> None:
+def test_a_rate_is_set_back_whatever_the_connection_is_and_before_anything_is_read(world: World) -> None:
     world.furnish()
     world.kernel.say(f"change connection name:{world.resource()} connection:StandAlone role:Unknown")
     world.reader.wait(world.resource(), lambda state: state is not None and state.connection == "StandAlone", SOON)
+    world.reader.stop()
+    world.reader._complete = False
     task = Task("verification.verify_due", "", "root", "n1")
     act(lambda: world.journal.add(0, "redo", UNLIMIT, {"disk": IDS[0]}), task)
-    assert "cut off" in act(lambda: world.journal.settle(task.id))[0]
-    assert world.kernel.commands == []
+    assert act(lambda: world.journal.settle(task.id, alone=True)) == []
+    assert world.kernel.commands == [f"unlimit_rate {world.resource()}"]
+    assert world.journal.due() == {}
 
 
 def test_one_that_mcvirtd_did_not_survive_was_interrupted(world: World) -> None:
@@ -685,7 +688,7 @@ def test_what_is_due_is_verified_once_and_slowly(world: World) -> None:
     (run,) = act(world.service.verify_due)
     assert (run.by, run.result) == ("schedule", "clean")
     name = world.resource()
-    assert world.kernel.commands == [f"limit_rate {name} {8 * 1024**2}", f"verify {name}", f"adjust {name}"]
+    assert world.kernel.commands == [f"limit_rate {name} {8 * 1024**2}", f"verify {name}", f"unlimit_rate {name}"]
     assert world.service.due() == []
     world.now = world.now.replace(day=11, hour=4)
     assert [disk.id for disk in world.service.due()] == [IDS[0]]

@@ -195,3 +195,67 @@ def test_the_program_ends_when_it_is_needed_no_more(tmp_path: Path, monkeypatch:
     leases.drop("mcvirt-hd-2")
     thread.join(20)
     assert ended == [0] and not leases.looked_after()
+
+
+class Hanging(Kernel):
+    """Commands for *stuck* do not end before *go_on* is set."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stuck: set[str] = set()
+        self.done: list[tuple[str, bool]] = []
+        self.reached, self.go_on = threading.Event(), threading.Event()
+
+    def two_primaries(self, name: str, allow: bool) -> None:
+        if name in self.stuck:
+            self.reached.set()
+            assert self.go_on.wait(20)
+        self.done.append((name, allow))
+
+
+@pytest.mark.parametrize("who", ["guard", "close", "open"])
+def test_a_command_that_hangs_keeps_only_its_own_window(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, who: str
+) -> None:
+    monkeypatch.setattr(program, "CLOSE_WITHIN", 0.2)
+    kernel, other = Hanging(), "mcvirt-hd-2"
+    windows = Windows(tmp_path / "windows", kernel, lambda _: None)
+    guard = Guard(Leases(tmp_path / "windows"), kernel)
+    windows.open(other)
+    if who != "open":
+        windows.open(NAME)
+    kernel.stuck = {NAME}
+    if who == "guard":
+        end(tmp_path)
+    acts = {"guard": guard.sweep, "close": lambda: windows.close(NAME), "open": lambda: windows.open(NAME)}
+    hanging = threading.Thread(target=acts[who], daemon=True)
+    hanging.start()
+    assert kernel.reached.wait(20)
+    others = threading.Thread(target=lambda: (windows.renew(other), windows.close(other)), daemon=True)
+    others.start()
+    others.join(20)
+    assert (other, False) in kernel.done and not Leases(tmp_path / "windows").exists(other)
+    windows.open(other)
+    Leases(tmp_path / "windows").end(other)
+    guard.sweep()
+    assert not Leases(tmp_path / "windows").exists(other), "the guard closes it all the same"
+    kernel.go_on.set()
+    hanging.join(20)
+    assert not hanging.is_alive()
+
+
+def test_one_that_is_being_opened_is_not_closed_before(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(program, "CLOSE_WITHIN", 0.2)
+    kernel = Hanging()
+    kernel.stuck = {NAME}
+    windows = Windows(tmp_path / "windows", kernel, lambda _: None)
+    guard = Guard(Leases(tmp_path / "windows"), kernel)
+    opening = threading.Thread(target=lambda: windows.open(NAME), daemon=True)
+    opening.start()
+    assert kernel.reached.wait(20)
+    end(tmp_path)
+    assert guard.sweep() and kernel.done == []
+    kernel.go_on.set()
+    opening.join(20)
+    guard._closing[NAME].join(20)
+    assert kernel.done == [(NAME, True), (NAME, False)] and not guard.sweep()

@@ -8,8 +8,10 @@ from pathlib import Path
 import pytest
 
 from mcvirt.errors import CommandFailed
-from mcvirtd.drbd.config import MARK, Common, Leg, Resource
+from mcvirtd.drbd.config import MARK, Common, Leg, Resource, global_common_text
 from mcvirtd.host import drbd, lvm_filter
+from mcvirtd.host.run import Output
+from tests.unit.drbd.recorded import existing
 
 
 def test_a_foreign_file_is_kept_aside_and_put_back(tmp_path: Path) -> None:
@@ -151,3 +153,46 @@ DEFAULT = 'global_filter=["a|.*|"]\nfilter=["a|.*|"]\nuse_devicesfile=0\n'
 )
 def test_lvm_is_known_to_leave_drbd_alone(config: str, alone: bool) -> None:
     assert lvm_filter.leaves_alone(config) is alone
+
+
+def kernel_says(monkeypatch: pytest.MonkeyPatch, answers: dict[str, str | None]) -> list[list[str]]:
+    """What each program of *answers*, by its second word, prints; None: it fails. The result is what is run."""
+    done: list[list[str]] = []
+
+    def run(argv: list[str], **_: object) -> Output:
+        done.append(argv)
+        said = answers.get(argv[1], "")
+        if said is None:
+            raise CommandFailed(program=argv[0], status=10, output="(158) Unknown resource")
+        return Output(stdout=said, stderr="", status=0)
+
+    monkeypatch.setattr(drbd, "run", run)
+    return done
+
+
+def test_a_resource_is_asked_of_the_kernel_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+    said = "\n".join((*existing("mcvirt-hd-1", minor=7), "exists -"))
+    done = kernel_says(monkeypatch, {"events2": said, "status": None})
+    state = drbd.state("mcvirt-hd-1")
+    assert state is not None and (state.minor, state.role, state.both_good) == (7, "Secondary", True)
+    assert done == [["drbdsetup", "events2", "--now", "--statistics", "mcvirt-hd-1"]]
+    kernel_says(monkeypatch, {"events2": None, "status": None})
+    assert drbd.state("mcvirt-hd-none") is None
+    kernel_says(monkeypatch, {"events2": None, "status": "mcvirt-hd-1 role:Primary"})
+    with pytest.raises(CommandFailed):
+        drbd.state("mcvirt-hd-1")
+
+
+def test_a_rate_is_set_back_and_nothing_else(monkeypatch: pytest.MonkeyPatch) -> None:
+    done = kernel_says(monkeypatch, {})
+    drbd.unlimit_rate("mcvirt-hd-1")
+    assert done == [
+        ["drbdadm", "disk-options", "--c-max-rate=204800k", "--resync-rate=204800k", "mcvirt-hd-1"],
+    ]
+    files = global_common_text(Common())
+    assert "c-max-rate 204800k;" in files and "resync-rate 204800k;" in files
+    kernel_says(monkeypatch, {"disk-options": None, "status": None})
+    drbd.unlimit_rate("mcvirt-hd-1")  # it is down, and comes up as the files say
+    kernel_says(monkeypatch, {"disk-options": None, "status": "mcvirt-hd-1 role:Primary"})
+    with pytest.raises(CommandFailed):
+        drbd.unlimit_rate("mcvirt-hd-1")

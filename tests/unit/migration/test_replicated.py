@@ -247,7 +247,7 @@ def test_windows_are_renewed_on_both_nodes(way: Way) -> None:
     way.start()
     way.prepare()
     for side in (way.here, way.there):
-        with side.leases.alone():
+        with side.leases.held(way.name):
             side.leases.take(way.name, 1.0)
     until(lambda: min(side.leases.left(way.name) for side in (way.here, way.there)) > 5.0)
     way.arriving.give_up([way.disk])
