@@ -115,8 +115,9 @@ class Settlement:
             return True
         if here is not None and here.active:
             return False  # it stands still here, and has not begun to run there
-        # It runs nowhere: its guest has ended. There, if it ever came to be at home there.
-        return there.active or there.defined
+        # It runs nowhere: its guest has ended. There, if it ever came to be at home there. What stands there and is not
+        # yet, waits for what is never sent, and has not all of the disks.
+        return there.defined
 
     # --- there ------------------------------------------------------------------------------------------------------
 

@@ -21,11 +21,11 @@ def copied_here(journal: Journal, machine: Machine) -> Set[str]:
 
 
 def has_come(state: DomainState | None) -> bool:
-    """Whether the guest, and so the whole of its disks, has left its own node: it runs here, or has run to its end.
+    """Whether the guest, and so the whole of its disks, has left its own node: it runs here, or has run.
 
     libvirt lets it run, and has it be at home here, only after the other one has sent all.
     """
-    return state is not None and (state.running or (state.persistent and not state.active))
+    return state is not None and (state.running or state.persistent)
 
 
 def at_home(machine: Machine, copied: Set[str], node: str) -> Machine:

@@ -118,7 +118,7 @@ class Failover:
         for uuid, state in self._hypervisor.domains().items():
             if uuid == vm.uuid and state.active and not state.running:
                 text = f"Virtual machine '{vm.name}' is on node '{self._node}', and its guest stands still."
-                if not copied:  # else it may have come without all of its disks
+                if come or not copied:  # else it may have come without all of its disks
                     text += (
                         f" End it with `virsh destroy {vm.name}` there, or let it go on with `virsh resume {vm.name}`."
                     )

@@ -244,7 +244,9 @@ def test_a_copy_without_its_guest_is_not_taken_for_the_disk_and_kept(target: Tar
         target.world.hypervisor.destroy(target.uuid)
         target.world.hypervisor.undefine(target.uuid)
     else:
-        standing = DomainState(uuid=target.uuid, name="web1", condition="paused", reason="migrating", id=7)
+        standing = DomainState(
+            uuid=target.uuid, name="web1", condition="paused", reason="migrating", id=7, persistent=False
+        )
         target.world.hypervisor._states.put(target.uuid, standing)
     target = lost(target)
     error = failover(target)
