@@ -36,7 +36,8 @@ def shown(agents: Agents, say: Say) -> list[Row]:
             found = [each.result() for each in watching]
         say(f"split {number}: shown after {', '.join(f'{seconds:.2f} s' for seconds in found)}")
         took += found
-        second.run(f"drbdadm disconnect {name}")
+        # Not at once where a connection is just being made.
+        second.wait_until(f"drbdadm disconnect {name}; drbdadm cstate {name} | grep -qx StandAlone", within=10)
         second.succeed(f"drbdadm connect --discard-my-data {name}")
         first.run(f"drbdadm connect {name}")
         for node in (first, second):
