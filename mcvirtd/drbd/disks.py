@@ -245,7 +245,14 @@ class ReplicatedDisks:
             self._grown(record, _replica(record).minor, new_size)
         finally:
             if borrowed:
-                self._roles.demote(record)
+                self._give_back(record)
+
+    def _give_back(self, record: DiskRecord) -> None:
+        try:
+            self._roles.demote(record)
+        except McvirtError as error:
+            # Nothing is wrong with the growth; what is Primary for nobody is given up sooner or later.
+            log.warning("hard drive %s is Primary still after it was grown: %s", record.id, error)
 
     def activate(self, record: DiskRecord) -> str:
         """Make this node the one that may write to the disk; returns the device's path."""

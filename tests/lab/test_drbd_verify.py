@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import re
 import subprocess
-from collections.abc import Iterator
-from contextlib import contextmanager
 
 import pytest
 
 from tests.lab.cluster import Cluster
 from tests.lab.node import Node
-from tests.lab.replicated import Disk, InBackground, can_replicate
+from tests.lab.replicated import Disk, InBackground, can_replicate, slow
 
 PASSED = 0
 FAILED = 1
@@ -26,16 +24,6 @@ def drbd(cluster: Cluster) -> Cluster:
 
 def verify(node: Node, *words: str) -> subprocess.CompletedProcess[str]:
     return node.run("mcvirt --yes verify " + " ".join(words), within=120)
-
-
-@contextmanager
-def slow(disk: Disk, rate: str = "2M") -> Iterator[None]:
-    """Let verifications take their time, so that something can happen meanwhile."""
-    for node in disk.cluster.nodes:
-        node.succeed(f"drbdadm disk-options --c-plan-ahead=0 --resync-rate={rate} {disk.resource}")
-    yield
-    for node in disk.cluster.nodes:
-        node.run(f"drbdadm adjust {disk.resource}")
 
 
 def test_blocks_written_below_are_found_block_repaired_and_found_no_more(drbd: Cluster) -> None:

@@ -122,7 +122,8 @@ def untidy(cluster: Cluster) -> list[str]:
         for name in set(resources) & set(kernel):
             if (seen := _seen(kernel[name])) != _RESTING:
                 found.append(f"{node}: {name}: {seen}")
-            size = int(node.succeed(f"blockdev --getsize64 $(drbdadm sh-dev {name})"))
+            # Nobody can open the device of a Secondary.
+            size = int(node.succeed(f"cat /sys/block/drbd{kernel[name]['device']['minor']}/size")) * 512
             if size != resources[name]["size"]:
                 found.append(f"{node}: {name} has {size} bytes, and {resources[name]['size']} are on record")
         found += [f"{node}: {line}" for line in node.python(_RECORDS).splitlines()]

@@ -494,6 +494,15 @@ class TestGrow:
         with pytest.raises(Conflict, match="not connected"):
             pair.disks.check_grow(record, 2 * GIB)
 
+    def test_a_role_that_can_not_be_given_back_is_no_failure_of_the_growth(self, pair: Pair) -> None:
+        record = make(pair)
+        pair.kernels["n1"].fail_next("secondary", CommandFailed(program="drbdadm", status=7, output="made to fail"))
+        assert pair.disks.grow(record, 2 * GIB) == 2 * GIB
+        # It is given up by whoever does that with what is Primary for nobody.
+        here = pair.kernels["n1"].state(resource_name(record.id))
+        assert here is not None
+        assert here.role == "Primary"
+
     @pytest.mark.parametrize("done", [False, True])
     def test_peer_that_dies_leaves_the_size(self, pair: Pair, done: bool) -> None:
         record = make(pair)

@@ -1,0 +1,56 @@
+"""The steps in which replicated disks are made, grown and deleted; each of them can be held, or made to fail."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from tests.lab.cluster import Cluster
+from tests.lab.trouble import reached, trouble
+
+
+class Step(NamedTuple):
+    """The call of a *program* with *word* on node number *node*, before it or (`late`) after it.
+
+    A word names {disk} where it might mean what is done to another one.
+    """
+
+    node: int
+    program: str
+    word: str
+    what: str = "wait"
+
+    def arm(self, cluster: Cluster, resource: str, what: str = "") -> None:
+        """From now on it is held, or *what* is said; *resource* is the disk's."""
+        word = self.word.format(disk=resource)
+        trouble(cluster[self.node], self.program, word, what or self.what, more=True)
+
+    def reached(self, cluster: Cluster, resource: str) -> None:
+        """Return when it is held."""
+        reached(cluster[self.node], self.program, self.word.format(disk=resource))
+
+
+MAKING = (
+    *(Step(node, "lvcreate", "drbd-raw") for node in (1, 2)),
+    *(Step(node, "lvcreate", "drbd-meta") for node in (1, 2)),
+    *(Step(node, "drbdadm", "create-md") for node in (1, 2)),
+    *(Step(node, "drbdadm", "?up?mcvirt") for node in (1, 2)),
+    Step(1, "drbdsetup", "new-current-uuid"),
+    Step(1, "drbdsetup", "new-current-uuid", "late"),
+)
+GROWING = (
+    *(Step(node, "lvextend", "drbd-raw") for node in (1, 2)),
+    Step(2, "lvextend", "drbd-raw", "late"),
+    Step(1, "drbdsetup", "?primary?"),
+    Step(1, "drbdadm", "resize"),
+    Step(1, "drbdadm", "resize", "late"),
+    Step(1, "drbdsetup", "?secondary?"),
+    Step(1, "drbdsetup", "?secondary?", "late"),
+)
+DELETING = (
+    *(Step(node, "drbdsetup", "?down?{disk}") for node in (1, 2)),
+    Step(2, "drbdsetup", "?down?{disk}", "late"),
+    *(Step(node, "lvremove", "drbd-raw") for node in (1, 2)),
+    Step(2, "lvremove", "drbd-raw", "late"),
+    *(Step(node, "lvremove", "drbd-meta") for node in (1, 2)),
+    *(Step(node, "lvremove", "drbd-meta", "late") for node in (1, 2)),
+)
