@@ -70,7 +70,7 @@ class World:
 
 @pytest.fixture
 def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[World]:
-    monkeypatch.setattr(settling, "WAIT", 0.2)
+    monkeypatch.setattr(settling, "WAIT", SOON)
     made = World(tmp_path)
     yield made
     made.go_on.set()
@@ -79,24 +79,36 @@ def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[World]:
     made.shop.close()
 
 
-def test_what_hangs_keeps_nothing_else_waiting(world: World) -> None:
+@pytest.fixture
+def hasty(world: World, monkeypatch: pytest.MonkeyPatch) -> World:
+    """One whose settling does not wait long for what hangs."""
+    monkeypatch.setattr(settling, "WAIT", 0.2)
+    return world
+
+
+def test_what_hangs_keeps_nothing_else_waiting(hasty: World) -> None:
+    world = hasty
     task = world.leave("hangs")
     world.leave("one")
     world.settling.settle_stuck()
-    assert world.hanging.is_set() and world.done == ["one"]
+    assert world.hanging.wait(SOON)
+    world.wait_done(lambda: world.done == ["one"])
     migration = world.leave("migration")
     world.settling.settle_of({migration})
-    assert world.done == ["one", "migration"]
+    world.wait_done(lambda: world.done == ["one", "migration"])
     world.leave("two")
     world.settling.settle_stuck()
-    assert world.done == ["one", "migration", "two"] and list(world.shop.journal.due()) == [task]
+    world.wait_done(lambda: world.done == ["one", "migration", "two"])
+    assert task in world.shop.journal.due()
     world.go_on.set()
     world.wait_done(lambda: "hangs" in world.done)
 
 
-def test_nothing_is_settled_twice_at_once(world: World) -> None:
+def test_nothing_is_settled_twice_at_once(hasty: World) -> None:
+    world = hasty
     task = world.leave("hangs")
     world.settling.settle_stuck()
+    assert world.hanging.wait(SOON)
     assert world.shop.tasks.settle([task]) == []
     world.settling.settle_of({task})
     world.go_on.set()
