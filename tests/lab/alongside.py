@@ -10,6 +10,7 @@ from tests.lab.lab import Lab
 from tests.lab.node import Node
 
 Story = Callable[[Node], None]
+NAME = "alongside"
 
 
 class Alongside:
@@ -21,7 +22,7 @@ class Alongside:
         self._evidence = evidence
         self._error: BaseException | None = None
         # If we end before it does, the node ends with us.
-        self._thread = threading.Thread(target=self._run, daemon=True)
+        self._thread = threading.Thread(target=self._run, name=NAME, daemon=True)
         self._thread.start()
 
     def _run(self) -> None:

@@ -183,15 +183,19 @@ def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) ->
         save_journal(found, directory)
 
 
-def pytest_runtestloop(session: pytest.Session) -> None:
-    """Begin what goes on while other tests do."""
-    stories = session.stash.setdefault(_STORIES, {})
-    if session.config.option.collectonly:
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Begin what goes on while other tests do, with the first test that wants nodes.
+
+    Not before: the tests of the cache itself have it be somewhere else.
+    """
+    stories = item.session.stash.setdefault(_STORIES, {})
+    if not set(_BY).intersection(getattr(item, "fixturenames", ())):
         return
-    for item in session.items:
-        if "alongside_ended" in getattr(item, "fixturenames", ()) and item.path not in stories:
-            story = item.module.alongside_story  # type: ignore[attr-defined]
-            stories[item.path] = Alongside(story, functools.partial(_evidence, LOGS / item.name))
+    for each in item.session.items:
+        if "alongside_ended" in getattr(each, "fixturenames", ()) and each.path not in stories:
+            story = each.module.alongside_story  # type: ignore[attr-defined]
+            stories[each.path] = Alongside(story, functools.partial(_evidence, LOGS / each.name))
 
 
 def _evidence(directory: Path, node: Node) -> str:

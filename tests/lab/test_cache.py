@@ -13,10 +13,13 @@ from pathlib import Path
 import pytest
 
 from tests.lab import cache
+from tests.lab.alongside import NAME
 
 
 @pytest.fixture(autouse=True)
 def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    # Whoever makes something just now would make it there.
+    assert NAME not in [thread.name for thread in threading.enumerate()]
     monkeypatch.setattr(cache, "CACHE", tmp_path)
     monkeypatch.setattr(cache, "phases", [])
     monkeypatch.setattr(cache, "_held", {})
