@@ -35,8 +35,8 @@ def _or_skipped() -> Iterator[None]:
         pytest.skip(str(reason))
 
 
-_BY = ("idle_node", "node", "lab", "cluster", "prepared", "cluster3", "alongside_ended")
-_NODES = {"lab": 2, "cluster": 2, "prepared": 2, "cluster3": 3, "blank_node": 3}
+_BY = ("idle_node", "node", "lab", "idle_lab", "cluster", "prepared", "cluster3", "alongside_ended")
+_NODES = {"lab": 2, "idle_lab": 2, "cluster": 2, "prepared": 2, "cluster3": 3, "blank_node": 3}
 
 
 class _Labs:
@@ -67,6 +67,11 @@ class _Labs:
     def idle(self) -> Node:
         """A node as the test before has left it, which was a fresh one if that did nothing to it."""
         return (self._lab or self.fresh(1))[1]
+
+    def idle_pair(self) -> Lab:
+        """Two nodes, not joined, as the test before has left them."""
+        idle = self._lab if self._cluster is None else None
+        return idle if idle is not None and len(idle.nodes) == 2 else self.fresh(2)
 
     def joined(self) -> Cluster:
         """Two nodes that have just been joined."""
@@ -119,6 +124,12 @@ def node(labs: _Labs) -> Node:
 def lab(labs: _Labs) -> Lab:
     """Two fresh nodes that know nothing of each other."""
     return labs.fresh(2)
+
+
+@pytest.fixture
+def idle_lab(labs: _Labs) -> Lab:
+    """Two nodes that know nothing of each other, for tests that need no fresh ones."""
+    return labs.idle_pair()
 
 
 @pytest.fixture

@@ -32,8 +32,8 @@ def test_each_is_somebody_and_renewed_somebody_else(lab: Lab) -> None:
     assert first.lvs() == {}
 
 
-def test_network_is_cut_healed_and_slow(lab: Lab) -> None:
-    first, second = lab.nodes
+def test_network_is_cut_healed_and_slow(idle_lab: Lab) -> None:
+    first, second = idle_lab.nodes
     second.put(first.get("cat /run/mcvirt/ca.pem"), "/root/ca.pem")
     first.succeed(
         "echo secret-of-alice > /root/password && mcvirt user create alice --user-password-file /root/password"
@@ -58,7 +58,8 @@ def test_network_is_cut_healed_and_slow(lab: Lab) -> None:
     assert float(second.succeed("ping -c 2 -W 5 node1").rsplit("= ", 1)[1].split("/")[0]) < 300
 
 
-def test_states_between(lab: Lab) -> None:
+def test_states_between(idle_lab: Lab) -> None:
+    lab = idle_lab
     first, second = lab.nodes
     first.succeed("echo before > /root/file")
     lab.save("here")
