@@ -19,7 +19,7 @@ from typing import TypeVar
 
 import msgspec
 
-from mcvirt.errors import Conflict, Failed, McvirtError, NodeUnreachable, TaskCancelled
+from mcvirt.errors import Conflict, Failed, McvirtError, NodeUnreachable, TaskCancelled, UndoIncomplete
 from mcvirt.types.drbd import ResourceState
 from mcvirt.types.replica import LegCommand, LegSpec, Outlook
 from mcvirt.units import format_size
@@ -29,7 +29,7 @@ from mcvirtd.drbd.local_legs import Legs, States
 from mcvirtd.drbd.resources import being_replaced
 from mcvirtd.drbd.roles import Roles
 from mcvirtd.host.drbd_numbers import device_size
-from mcvirtd.state.records import DiskRecord, NodeRecord, Replica, ReplicaClaimRecord
+from mcvirtd.state.records import DiskRecord, NodeRecord, Replica, ReplicaClaimRecord, VerificationRecord
 from mcvirtd.state.store import Change, Store
 from mcvirtd.storage.kind import DiskSource, UsedPaths
 from mcvirtd.storage.local_disks import refuse_used
@@ -51,7 +51,10 @@ _AT_ONCE = 64
 
 
 class ReplicatedDisks:
-    """See DiskKind, and Replicas. *legs* are those on each node, *states* what this node's kernel says."""
+    """See DiskKind, and Replicas. *legs* are those on each node, *states* what this node's kernel says.
+
+    *level* copies the blocks of a disk that the kernel here knows to differ to the other node.
+    """
 
     def __init__(
         self,
@@ -63,6 +66,7 @@ class ReplicatedDisks:
         states: States,
         roles: Roles,
         used_paths: UsedPaths,
+        level: Callable[[DiskRecord], None],
         device_size: Callable[[int], int] = device_size,
     ) -> None:
         self._store = store
@@ -71,6 +75,7 @@ class ReplicatedDisks:
         self._states = states
         self._roles = roles
         self._used_paths = used_paths
+        self._level = level
         self._device_size = device_size
         self._pool = ThreadPoolExecutor(_AT_ONCE, thread_name_prefix="leg")
         journal.register(UNDO_CREATE, self._undo_create)
@@ -208,18 +213,44 @@ class ReplicatedDisks:
     # --- what there is ------------------------------------------------------------------------------------------------
 
     def grow(self, record: DiskRecord, new_size: int) -> int:
-        """Grow both legs, and then the device; the new part is zeros on both sides, so nothing is copied."""
+        """Grow both legs, and then the device; the new part is zeros on both sides, so nothing is copied.
+
+        Raises UndoIncomplete where both volumes may be longer by now, and the device is not: as soon as the two sides
+        meet anew, their kernels take the new length by themselves. So that is to be finished, by another call.
+        """
         name = resource_name(record.id)
         cancel = current_task().cancelled
         if not self._states.alive:  # as before DRBD is read at the start: nobody is to wait for that
             raise Conflict(text=f"Hard drive {record.id} can't be grown: DRBD's events can't be read on this node now.")
-        self._on_each(record.nodes, lambda node: self._legs(node).grow(record.id, new_size, cancel=cancel))
-        with current_task().shielded():
-            state = self._wait(name, _both_good, CONNECT_WITHIN)
-            minor = _replica(record).minor
-            if self._device_size(minor) < new_size:
-                self._resize(record, state, new_size)
-            return self._grown(record, minor, new_size)
+        before = self._states.state(name)
+        if before is None or not before.connected:  # whoever tries it again must not keep others from the machine
+            raise Conflict(text=f"Hard drive {record.id} can't be grown: its two sides are not connected now.")
+        try:
+            self._on_each(record.nodes, lambda node: self._legs(node).grow(record.id, new_size, cancel=cancel))
+        except NodeUnreachable as error:
+            raise _unfinished(error) from error
+        try:
+            with current_task().shielded():
+                state = self._wait(name, _both_good, CONNECT_WITHIN)
+                minor = _replica(record).minor
+                if self._device_size(minor) < new_size:
+                    self._resize(record, state, new_size)
+                size = self._grown(record, minor, new_size)
+                self._same_in_new_part(record, new_size)
+                return size
+        except McvirtError as error:
+            raise _unfinished(error) from error
+
+    def _same_in_new_part(self, record: DiskRecord, new_size: int) -> None:
+        """Where the kernels have grown the device by themselves, they take the new part for different."""
+        state = self._states.state(resource_name(record.id))
+        verified = self._store.get(VerificationRecord, record.id)
+        if state is None or not state.known_to_differ or (verified is not None and verified.failed):
+            return
+        if state.out_of_sync > new_size - record.size:
+            log.warning("hard drive %s was grown, and more of it than the new part is known to differ", record.id)
+            return
+        self._level(record)
 
     def _grown(self, record: DiskRecord, minor: int, new_size: int) -> int:
         """How long the device is, once it is *new_size* at least."""
@@ -328,6 +359,10 @@ class ReplicatedDisks:
         except TaskCancelled:
             current_task().check()  # says who cancelled it
             return self._states.wait(name, predicate, within)
+
+
+def _unfinished(error: McvirtError) -> UndoIncomplete:
+    return UndoIncomplete(text=str(error), remains="the volumes are longer, and the disk is as soon as it can be.")
 
 
 def _device(record: DiskRecord) -> str:

@@ -30,6 +30,8 @@ class Soundness:
         self, *, store: Store, journal: Journal, locks: Locks, node: str, reader: Reader, errands: Errands, legs: LegsOn
     ) -> None:
         verifications = Verifications(store, journal, node)
+        resync = Resync(kernel=drbd, reader=reader, verifications=verifications, journal=journal, locks=locks)
+        self._resync, self._node = resync, node
         self._watch = Watch(store=store, reader=reader, verifications=verifications)
         self.begin_due: Callable[[], object] = _nothing
         self.service = VerificationService(
@@ -45,9 +47,13 @@ class Soundness:
                 read_there=lambda disk: _read_there(legs, node, disk),
             ),
             verifications=verifications,
-            resync=Resync(kernel=drbd, reader=reader, verifications=verifications, journal=journal, locks=locks),
+            resync=resync,
             errands=errands,
         )
+
+    def level(self, disk: DiskRecord) -> None:
+        """Copy the blocks that the kernel knows to differ from this node to the other one."""
+        self._resync.run(disk, self._node, full=False, failed=True)
 
     def start(self) -> None:
         """Begin to watch."""

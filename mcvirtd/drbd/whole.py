@@ -110,6 +110,15 @@ class Drbd:
                 node=node, reader=self.here.reader, said=presence.live.drbd, heard=presence.live.heard
             ).ahead,
         )
+        self.soundness = Soundness(
+            store=store,
+            journal=journal,
+            locks=locks,
+            node=node,
+            reader=self.here.reader,
+            errands=Errands(presence.peers),
+            legs=self.legs,
+        )
         self.disks = ReplicatedDisks(
             store=store,
             journal=journal,
@@ -118,6 +127,7 @@ class Drbd:
             states=self.here.reader,
             roles=self.roles,
             used_paths=hypervisor.list_block_paths,
+            level=self.soundness.level,
         )
 
         self.replacing = Replacing(
@@ -129,16 +139,6 @@ class Drbd:
         )
         self.returns = Returns(store=store, reader=self.here.reader)
         presence.peers.returned = self.returns.back
-
-        self.soundness = Soundness(
-            store=store,
-            journal=journal,
-            locks=locks,
-            node=node,
-            reader=self.here.reader,
-            errands=Errands(presence.peers),
-            legs=self.legs,
-        )
 
         asides = Asides(store, node)
         reader = self.here.reader

@@ -237,6 +237,10 @@ class Transaction:
         """From here on a change of which it is not known whether it stands leaves all that is due, for later."""
         self.committing = True
 
+    def leave_due(self) -> None:
+        """It failed where it can't be left, and what was journalled is done later instead of undone."""
+        self.closed = True
+
     def _must_be_open(self) -> None:
         if self.closed:
             raise RuntimeError("the transaction is over: nothing would undo this")

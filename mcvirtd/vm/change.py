@@ -12,7 +12,7 @@ from collections.abc import Sequence
 
 import msgspec
 
-from mcvirt.errors import Conflict, DiskInUse, McvirtError, NotFound
+from mcvirt.errors import Conflict, DiskInUse, McvirtError, NotFound, UndoIncomplete
 from mcvirt.types.vm import VmChange
 from mcvirt.units import format_size
 from mcvirtd.hypervisor import designer
@@ -105,7 +105,11 @@ class Changes:
         with self._journal.transaction() as tx:
             tx.redo("disk.finish_grow", disk=disk.id, size=size)
             with step(f"Growing disk {disk.slot} to {format_size(size)}"):
-                self._finish_grow(disk.id, size)
+                try:
+                    self._finish_grow(disk.id, size)
+                except UndoIncomplete:
+                    tx.leave_due()
+                    raise
             tx.keep()
 
     def _finish_grow(self, disk: str, size: int) -> None:

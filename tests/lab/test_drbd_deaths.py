@@ -1,20 +1,25 @@
-"""Replicated disks that are made, grown and deleted while a step fails, or the daemon dies.
+"""Replicated disks that are made, grown and deleted, verified and copied while a node, a daemon or the link dies.
 
-A step that fails leaves what there was before, on both nodes. Three things are begun, and held at a step each, when the
-daemon dies: each of them has happened as a whole on both nodes afterwards, or not at all, and nothing is left behind:
-asked of LVM, the kernels and the files of both nodes. All of it is long (`make test-lab LONG=1`); test_drbd_disks.py
-has a sample that is always told.
+Of each case three things are begun, and held at a step each; then something dies. Whatever that is, each of them has
+happened as a whole on both nodes afterwards, or not at all, and nothing is left behind: asked of LVM, the kernels and
+the files of both nodes. All of it is long (`make test-lab LONG=1`); test_drbd_disks.py has a sample that is always
+told.
+
+What a node does that comes back is the same whether its mcvirtd was killed or its power failed, except for what it has
+not written yet: so power fails where a program has just done its work, which nobody has heard of.
 """
 
 from __future__ import annotations
 
+import json
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
 
 from mcvirt.units import MIB
 from tests.lab.cluster import Cluster
-from tests.lab.replicated import Disk, InBackground, can_replicate
+from tests.lab.replicated import Disk, InBackground, can_replicate, slow
 from tests.lab.steps import DELETING, GROWING, MAKING, Step
 from tests.lab.trouble import arm, calm, untidy, wait_tidy
 
@@ -22,6 +27,25 @@ PREPARED = "prepared"
 CREATE = "mcvirt create new --memory 32 --cpu-count 1 --disk-size 16MiB --storage-type Drbd --storage-backend vg"
 GROW = "mcvirt update big --increase-disk 16MiB --disk-id 1"
 DELETE = "mcvirt delete old --yes"
+SOFT_DEATHS = ("daemon", "other daemon", "link")
+DEATHS = (*SOFT_DEATHS, "power of the other node", "power of the node where it is done")
+
+
+# Each step with each death of a program or the link, and of the others each a few times.
+ROWS = tuple(
+    (MAKING[row % len(MAKING)], GROWING[row % len(GROWING)], DELETING[row % len(DELETING)])
+    for row in range(max(map(len, (MAKING, GROWING, DELETING))))
+)
+POWER_ROWS = (5, 9)
+
+
+def cases() -> list[Any]:
+    found = []
+    for row, steps in enumerate(ROWS):
+        for death in DEATHS if row in POWER_ROWS else SOFT_DEATHS:
+            words = "+".join(f"{step.program} {step.word} {step.what} {step.node}" for step in steps)
+            found.append(pytest.param(steps, death, id=f"{row}: {death} at {words}"))
+    return found
 
 
 @pytest.fixture(scope="module")
@@ -52,9 +76,40 @@ def disks(drives: tuple[Disk, Disk]) -> tuple[Disk, Disk]:
     return drives
 
 
+def strike(cluster: Cluster, death: str) -> None:
+    """Something dies; what was held goes on, as far as it is there still."""
+    first, second = cluster.nodes
+    match death:
+        case "power of the other node":
+            second.power_off()
+        case "power of the node where it is done":
+            first.power_off()
+        case "link":
+            second.cut()
+        case "other daemon":
+            second.kill()
+        case "daemon":
+            first.kill()
+    for node in cluster.nodes:
+        if node.machine.is_on:
+            node.succeed("rm -f /run/trouble")
+
+
+def recover(cluster: Cluster, death: str) -> None:
+    """What was cut off or has no power is there again."""
+    for node in cluster.nodes:
+        if not node.machine.is_on:
+            node.boot()
+    if death == "link":
+        cluster[2].heal()
+    cluster.wait_together(within=90)
+
+
 @pytest.mark.long
-def test_the_daemon_dies_in_the_middle_of_making_growing_and_deleting(disks: tuple[Disk, Disk]) -> None:
-    steps = (MAKING[8], GROWING[0], DELETING[8])
+@pytest.mark.parametrize(("steps", "death"), cases())
+def test_at_each_step_of_making_growing_and_deleting(
+    disks: tuple[Disk, Disk], steps: Sequence[Step], death: str
+) -> None:
     old, big = disks
     cluster = old.cluster
     first, second = cluster.nodes
@@ -66,10 +121,9 @@ def test_the_daemon_dies_in_the_middle_of_making_growing_and_deleting(disks: tup
     going = [InBackground(first, command) for command in (CREATE, GROW, DELETE)]
     for step, resource in named:
         step.reached(cluster, resource)
-    first.kill()
-    calm(cluster)
+    strike(cluster, death)
     made, grown, deleted = (each.wait() for each in going)
-    cluster.wait_together(within=90)
+    recover(cluster, death)
 
     names = [row["name"] for row in second.json("list")]
     if "old" in names:
@@ -136,11 +190,15 @@ def test_whichever_step_of_growing_fails_it_can_be_grown_again(disks: tuple[Disk
         if step.what == "late" or "secondary" in step.word:
             continue
         size = big.state(cluster[1])["legs"][0]["state"]["size"]
-        fails(cluster, step, big.resource, GROW)
-        # It is as long as it was, and the next time is as if nothing had been.
-        assert big.state(cluster[2])["legs"][0]["state"]["size"] == size, step
-        cluster[1].succeed(GROW, within=120)
+        said = fails(cluster, step, big.resource, GROW)
+        if step.program == "lvextend":
+            # It is as long as it was, and the next time is as if nothing had been.
+            assert big.state(cluster[2])["legs"][0]["state"]["size"] == size, step
+            cluster[1].succeed(GROW, within=120)
+        else:  # both volumes are longer: it is finished by itself
+            assert "as soon as it can be" in said, step
         wait_tidy(cluster)
+        assert big.state(cluster[2])["legs"][0]["state"]["size"] == size + 16 * MIB, step
     # A role that can't be given back at once is, a little later.
     Step(1, "drbdsetup", "?secondary?").arm(cluster, big.resource, "fail")
     cluster[1].succeed(GROW, within=120)
@@ -165,3 +223,36 @@ def test_whichever_step_of_deleting_fails_it_can_be_deleted_again(disks: tuple[D
             cluster[2].mcvirt("delete", "old", "--yes", within=120)
             assert untidy(cluster) == [], step
             old = Disk(cluster, "old", size="16MiB")
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("death", DEATHS)
+def test_while_disks_are_compared_and_copied(disks: tuple[Disk, Disk], death: str) -> None:
+    compared, copied = disks
+    cluster = compared.cluster
+    first, second = cluster.nodes
+    wrong = copied.damage(second, 256, 2048)
+    assert f"({wrong} bytes) differ" in first.fail("mcvirt verify big", within=120)
+    with slow(compared), slow(copied, "1M"):
+        verifying = InBackground(first, "mcvirt verify old")
+        copying = InBackground(first, "mcvirt --yes resync big --source-node node1")
+        first.wait_until(f"drbdadm cstate {compared.resource} | grep -qx VerifyS", within=30)
+        first.wait_until(f"drbdadm cstate {copied.resource} | grep -qx SyncSource", within=30)
+        strike(cluster, death)
+        verified, resynced = verifying.wait(), copying.wait()
+        recover(cluster, death)
+    # Each has a result: the one that was interrupted is no pass, and no failure either.
+    for node in cluster.nodes:
+        node.wait_until(lambda node=node: compared.runs(node), what="there is a result on record")  # type: ignore[misc]
+    (run,) = compared.runs(second)
+    assert run["result"] in ("clean", "interrupted"), run
+    if verified.returncode == 0:
+        assert run["result"] == "clean"
+    assert not compared.state(second)["failed"]
+    # The kernels go on with what was being copied, and it is good when that is over.
+    wait_tidy(cluster)
+    assert len(set(copied.sums())) == 1
+    first.wait_until("mcvirt verify --all", within=120)
+    for node in cluster.nodes:
+        assert not any(disk["failed"] for disk in node.json("drbd", "list"))
+    assert resynced.returncode == 0 or resynced.stderr, json.dumps(vars(resynced))

@@ -44,11 +44,13 @@ class Wires:
         for kernel, name, state, peer in self._connected():
             there = peer.resources[name]
             copying = {state.disk, there.disk} == set(_BEHIND)
+            if state.connection != "Connected":
+                kernel.grow_by_itself(name, peer)
             kernel.put(
                 name,
                 connection="Connected",
                 replication=_BEHIND[state.disk] if copying else "Established",
-                out_of_sync=kernel.sizes[name] // 2 if copying else 0,
+                out_of_sync=kernel.sizes[name] // 2 if copying else kernel.differs.get(name, 0),
                 peer_role=there.role,
                 peer_disk=there.disk,
             )
@@ -94,6 +96,7 @@ class Kernel:
         self.resources: dict[str, ResourceState] = {}
         self.sizes: dict[str, int] = {}  # of the data's volumes, as the kernel knows them
         self.device_sizes: dict[str, int] = {}
+        self.differs: dict[str, int] = {}
         self.open: set[str] = set()
         self.two_allowed: set[str] = set()
         self.written: dict[str, int] = {}  # bytes, without the other side
@@ -132,6 +135,17 @@ class Kernel:
     def put(self, name: str, **fields: object) -> ResourceState:
         self.resources[name] = msgspec.structs.replace(self.resources[name], **fields)
         return self.resources[name]
+
+    def grow_by_itself(self, name: str, peer: Kernel) -> None:
+        """What the handshake does where both volumes have become longer: nothing of the new part counts as equal."""
+        before = self.device_sizes.get(name)
+        if before is None:
+            return
+        for kernel in (self, peer):
+            kernel.sizes[name] = kernel._volume(kernel.files[name].local.data)
+        grown = min(self.sizes[name], peer.sizes[name]) - before
+        if grown > 0:
+            self.differs[name] = grown
 
     # --- verbs --------------------------------------------------------------------------------------------------------
 

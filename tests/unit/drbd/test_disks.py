@@ -19,6 +19,7 @@ from mcvirt.errors import (
     ProgramMissing,
     SeveralReasons,
     TaskCancelled,
+    UndoIncomplete,
 )
 from mcvirt.types.storage import BackendSpec, BackendType
 from mcvirt.types.task import TaskState
@@ -507,11 +508,41 @@ class TestGrow:
     def test_peer_that_dies_leaves_the_size(self, pair: Pair, done: bool) -> None:
         record = make(pair)
         pair.farther.lose["grow"] = done
-        with pytest.raises(NodeUnreachable):
+        with pytest.raises(UndoIncomplete, match="as soon as it can be"):
             pair.disks.grow(record, 2 * GIB)
         assert pair.kernels["n1"].device_size(1) == GIB
         pair.farther.away = False
         assert pair.disks.grow(record, 2 * GIB) == 2 * GIB
+
+    def test_kernels_that_grow_it_by_themselves_when_they_meet_again(self, pair: Pair) -> None:
+        record = make(pair)
+
+        def cut(cut: bool) -> None:
+            with pair.wires.changed:
+                pair.wires.cut = cut
+                pair.wires.settle()
+
+        def fails() -> None:
+            cut(True)
+            raise CommandFailed(program="drbdadm", status=10, output="(162) unknown connection")
+
+        pair.kernels["n1"].fail_next("resize", fails)
+        with pytest.raises(UndoIncomplete, match="unknown connection"):
+            pair.disks.grow(record, 2 * GIB)
+        with pytest.raises(Conflict, match="not connected now"):
+            pair.disks.grow(record, 2 * GIB)
+        cut(False)
+        assert pair.kernels["n1"].device_size(1) == 2 * GIB
+        assert pair.disks.grow(record, 2 * GIB) == 2 * GIB
+        assert pair.levelled == [record]
+        assert pair.kernels["n1"].calls.count(("resize", resource_name(record.id))) == 1
+
+    def test_what_differs_in_the_part_that_there_was_is_not_copied_unasked(self, pair: Pair) -> None:
+        record = make(pair)
+        for kernel in pair.kernels.values():
+            kernel.differs[resource_name(record.id)] = 2 * GIB
+        assert pair.disks.grow(record, 2 * GIB) == 2 * GIB
+        assert pair.levelled == []
 
 
 class TestRoles:

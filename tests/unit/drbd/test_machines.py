@@ -15,6 +15,7 @@ from mcvirt.errors import (
     LibvirtFailed,
     LibvirtUnreachable,
     McvirtError,
+    UndoIncomplete,
     VmIncomplete,
     from_wire,
 )
@@ -330,6 +331,28 @@ class TestAttached:
         (disk,) = disks_of(world.store, "web1")
         assert disk.size == 16 * MIB
         assert world.role() == ({"Primary"} if runs else {"Secondary"})
+
+    def test_grown_where_the_link_is_cut_is_finished_when_it_is_back(self, world: Both) -> None:
+        world.make()
+
+        def cut(cut: bool) -> None:
+            with world.wires.changed:
+                world.wires.cut = cut
+                world.wires.settle()
+
+        def fails() -> None:
+            cut(True)
+            raise CommandFailed(program="drbdadm", status=10, output="(162) unknown connection")
+
+        world.kernels["n1"].fail_next("resize", fails)
+        assert isinstance(world.update(grow_disk=1, grow_by=8 * MIB), UndoIncomplete)
+        world.tasks.settle()
+        assert world.journal_rows() == [("disk.finish_grow", "redo")]
+        cut(False)
+        world.tasks.settle()
+        (disk,) = disks_of(world.store, "web1")
+        assert disk.size == 16 * MIB
+        assert world.journal_rows() == [] and len(world.levelled) == 1
 
     def test_deleted_from_a_running_guest(self, world: Both) -> None:
         world.make(disks=2)

@@ -89,6 +89,7 @@ class Pair(World):
         self.far = {name: Farther(self.legs[name], name) for name in self.NODES[1:]}
         self.farther = self.far["n2"]
         kernel = self.kernels["n1"]
+        self.levelled: list[DiskRecord] = []
         self.roles = Roles(
             store=self.store,
             node="n1",
@@ -104,6 +105,7 @@ class Pair(World):
             states=kernel,
             roles=self.roles,
             used_paths=lambda: self.used,
+            level=self.levelled.append,
             device_size=kernel.device_size,
         )
         self.moving: set[str] = set()
