@@ -35,11 +35,11 @@ def _or_skipped() -> Iterator[None]:
         pytest.skip(str(reason))
 
 
-_BY = ("idle_node", "node", "lab", "idle_lab", "cluster", "prepared", "cluster3", "alongside_ended")
-_NODES = {"lab": 2, "idle_lab": 2, "cluster": 2, "prepared": 2, "cluster3": 3, "blank_node": 3}
+_BY = ("idle_node", "node", "lab", "idle_lab", "cluster", "prepared", "moving", "cluster3", "alongside_ended")
+_NODES = {"lab": 2, "idle_lab": 2, "cluster": 2, "prepared": 2, "moving": 2, "cluster3": 3, "blank_node": 3}
 
 
-class _Labs:
+class Labs:
     """One lab at a time, kept from test to test as long as its size is what is wanted."""
 
     def __init__(self, most: int) -> None:
@@ -101,39 +101,39 @@ class _Labs:
 
 
 @pytest.fixture(scope="session")
-def labs(request: pytest.FixtureRequest) -> Iterator[_Labs]:
+def labs(request: pytest.FixtureRequest) -> Iterator[Labs]:
     names = {name for item in request.session.items for name in getattr(item, "fixturenames", ())}
-    kept = _Labs(max((_NODES[name] for name in names if name in _NODES), default=1))
+    kept = Labs(max((_NODES[name] for name in names if name in _NODES), default=1))
     yield kept
     kept.close()
 
 
 @pytest.fixture
-def idle_node(labs: _Labs) -> Node:
+def idle_node(labs: Labs) -> Node:
     """A node, for tests that look at one and change nothing."""
     return labs.idle()
 
 
 @pytest.fixture
-def node(labs: _Labs) -> Node:
+def node(labs: Labs) -> Node:
     """A fresh node, alone."""
     return labs.fresh(1)[1]
 
 
 @pytest.fixture
-def lab(labs: _Labs) -> Lab:
+def lab(labs: Labs) -> Lab:
     """Two fresh nodes that know nothing of each other."""
     return labs.fresh(2)
 
 
 @pytest.fixture
-def idle_lab(labs: _Labs) -> Lab:
+def idle_lab(labs: Labs) -> Lab:
     """Two nodes that know nothing of each other, for tests that need no fresh ones."""
     return labs.idle_pair()
 
 
 @pytest.fixture
-def cluster(labs: _Labs) -> Cluster:
+def cluster(labs: Labs) -> Cluster:
     """Two nodes that have been joined, and nothing else. They are joined once, and put back there for each test."""
     return labs.joined()
 
@@ -145,7 +145,7 @@ def blank_node(cluster: Cluster) -> Node:
 
 
 @pytest.fixture
-def cluster3(labs: _Labs) -> Cluster:
+def cluster3(labs: Labs) -> Cluster:
     """Three nodes that have been joined."""
     cluster = labs.joined()
     cluster.grow()

@@ -4,6 +4,7 @@ it is asked of libvirt and of DRBD."""
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -93,17 +94,16 @@ class Guest:
 
     def rests(self) -> int:
         """The number of the node on which it runs and has its disk for itself, both sides being good; 0: not so now."""
-        seen = self.seen()
-        whole = all(one.good and not one.open and (one.role == "Primary") == one.runs for one in seen)
-        runs = [one.runs for one in seen]
-        return 1 + runs.index(True) if whole and runs.count(True) == 1 else 0
+        return _rests(self.seen())
 
     def settled(self, *, within: float = 150.0) -> int:
         """On which node it rests, once it does, and nothing of its migration is due on any node."""
         found: list[int] = []
 
         def settled() -> bool:
-            found[:] = [self.rests()]
+            seen = self.seen()
+            assert not all(one.runs for one in seen), seen
+            found[:] = [_rests(seen)]
             return found[0] > 0 and not any(map(due, self.cluster.nodes))
 
         self.cluster[1].wait_until(settled, within=within, what="it runs on one node, and all is good")
@@ -131,10 +131,33 @@ class Guest:
         self.cluster.wait_together()
 
 
+def _rests(seen: list[Seen]) -> int:
+    whole = all(one.good and not one.open and (one.role == "Primary") == one.runs for one in seen)
+    runs = [one.runs for one in seen]
+    return 1 + runs.index(True) if whole and runs.count(True) == 1 else 0
+
+
 def due(node: Node) -> bool:
     """Whether a task has not ended; a daemon that does not answer just now may have some."""
     done = node.run("mcvirt task list --json")
     return bool(done.returncode) or any(task["state"] in LIVE for task in json.loads(done.stdout))
+
+
+@contextmanager
+def slow(cluster: Cluster) -> Iterator[None]:
+    """Let a migration take its time: there is little to send of a guest this small."""
+    for node in cluster.nodes:
+        node.succeed("modprobe sch_netem; tc qdisc replace dev eth1 root netem rate 800kbit limit 40")
+    yield
+    for node in cluster.nodes:
+        if node.machine.is_on:
+            node.run("tc qdisc del dev eth1 root")
+
+
+def sends(node: Node, name: str) -> bool:
+    """Whether some of the guest's memory has been sent."""
+    found = re.search(r"Data processed:\s+([0-9.]+)", node.run(f"virsh domjobinfo {name}").stdout)
+    return found is not None and float(found[1]) > 0
 
 
 class Events:
