@@ -38,6 +38,12 @@ class MigrationDisks(Protocol):
     def broken(self, disks: Sequence[DiskRecord]) -> str:
         """Why the guest must not go there any more, in a sentence; '' while it may. It is asked again and again."""
 
+    def let_go(self, disks: Sequence[DiskRecord], ticket: Ticket) -> None:
+        """Nothing is on its way any more, however it ended: what is kept up while a guest travels, may go.
+
+        It is not known yet on which node the guest is; that may take until somebody starts a libvirtd again.
+        """
+
     def switch(self, disks: Sequence[DiskRecord], ticket: Ticket) -> None:
         """The guest has left this node (or was off), and the records do not say so yet."""
 
@@ -62,6 +68,9 @@ class SharedDisks:
 
     def broken(self, disks: Sequence[DiskRecord]) -> str:  # noqa: ARG002
         return ""
+
+    def let_go(self, disks: Sequence[DiskRecord], ticket: Ticket) -> None:
+        """Nothing was kept up."""
 
     def switch(self, disks: Sequence[DiskRecord], ticket: Ticket) -> None:
         """Nothing: both nodes may have them open."""
@@ -102,6 +111,9 @@ class CopiedDisks:
 
     def broken(self, disks: Sequence[DiskRecord]) -> str:  # noqa: ARG002
         return ""
+
+    def let_go(self, disks: Sequence[DiskRecord], ticket: Ticket) -> None:
+        """Nothing was kept up."""
 
     def switch(self, disks: Sequence[DiskRecord], ticket: Ticket) -> None:
         """Nothing: they have been copied to the last byte."""
@@ -146,7 +158,7 @@ class DisksOfMachines:
         return disk.storage_type is StorageType.LOCAL and (backend is None or not backend.shared)
 
     def each(self, act: str, machine: Machine, ticket: Ticket) -> None:
-        """Do `prepare`, `switch`, `finish`, `abandon` or `mend` for all of them."""
+        """Do `prepare`, `let_go`, `switch`, `finish`, `abandon` or `mend` for all of them."""
         for kind, disks in self.by_kind(machine):
             do: Any = getattr(kind, act)
             do(disks, ticket)

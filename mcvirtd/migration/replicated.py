@@ -90,6 +90,10 @@ class ReplicatedDisks:
             self._keep_open(disks, ticket)
             self._ask(ticket.target, "use_disks", within=ACT_WITHIN, name=ticket.name)
 
+    def let_go(self, disks: Sequence[DiskRecord], ticket: Ticket) -> None:  # noqa: ARG002
+        """See MigrationDisks: windows that nobody renews are closed by their guards, on the side without a guest."""
+        self._stop_renewing(ticket.name)
+
     def switch(self, disks: Sequence[DiskRecord], ticket: Ticket) -> None:  # noqa: ARG002
         """See MigrationDisks."""
         for disk in disks:

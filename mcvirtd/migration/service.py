@@ -137,9 +137,13 @@ class MigrationService(MigrationApi):
         ticket, machine = prepared.ticket, prepared.machine
         with step(f"Preparing node {ticket.target}"):
             self._ask(ticket.target, "expect", traveller=msgspec.to_builtins(ticket.traveller))
-        self._disks.each("prepare", machine, ticket)
         if prepared.journey is not None:
-            return self._send(prepared, how)
+            try:
+                self._disks.each("prepare", machine, ticket)
+                return self._send(prepared, how)
+            finally:
+                self._disks.each("let_go", machine, ticket)
+        self._disks.each("prepare", machine, ticket)
         with step(f"Registering the machine on node {ticket.target}"), current_task().shielded():
             self._ask(ticket.target, "define", name=ticket.name)
             self._disks.each("switch", machine, ticket)

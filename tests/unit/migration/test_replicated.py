@@ -327,3 +327,17 @@ def until(holds: Any) -> None:
     while not holds():
         assert time.monotonic() < deadline
         threading.Event().wait(0.01)
+
+
+def test_windows_close_by_themselves_once_nothing_is_on_its_way(way: Way) -> None:
+    """Whether anybody can say yet where the guest is or not: a libvirtd may be away for long."""
+    way.start()
+    way.prepare()
+    renewing = [thread for thread in threading.enumerate() if thread.name == "windows"]
+    assert renewing
+    way.disks.let_go([way.disk], way.ticket())
+    for thread in renewing:
+        thread.join(20)
+        assert not thread.is_alive()
+    way.sweep()
+    assert way.allowed() == [False, False] and way.roles() == ["Primary", "Secondary"]
