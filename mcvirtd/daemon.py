@@ -242,6 +242,7 @@ class Daemon:
             bound=self._machines.bound,
             unsettled=self._moves.unsettled,
             coming=self._moves.coming,
+            failed=self._tasks.failed,
         )
         expected = self._moves.arrivals.expects
         strays = Strays(self._machines.ground, sure=standing.sure, tell=self._tell_stray, expected=expected)
@@ -434,11 +435,12 @@ class Daemon:
     def _tell_stray(self, name: str, error: McvirtError | None) -> None:
         self._audit.record(Caller(user=SYSTEM), "vm.give_up", name, error, "")
 
-    def _start_machine(self, name: str) -> None:
-        self._by_itself("vm.start", name=name)
+    def _start_machine(self, name: str) -> str | None:
+        return self._by_itself("vm.start", name=name)
 
-    def _by_itself(self, label: str, **arguments: Any) -> None:
+    def _by_itself(self, label: str, **arguments: Any) -> str | None:
         """Do an operation as its users would have it done: as a task, and with an entry in the audit trail."""
         reply = self._guard.call(self._operations[label], Caller(user=SYSTEM, root=True), (), arguments)
         if reply.error is not None:
             raise from_wire(reply.error)
+        return reply.task

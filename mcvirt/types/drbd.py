@@ -48,6 +48,11 @@ class ResourceState(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tru
         return self.replication in COPYING
 
     @property
+    def catches_up(self) -> bool:
+        """Whether this side is getting what it has missed from the other one, or just about to."""
+        return self.connected and self.peer_disk == "UpToDate" and self.disk in ("Outdated", "Inconsistent")
+
+    @property
     def checking(self) -> bool:
         """Whether a verification is going on."""
         return self.replication in CHECKING

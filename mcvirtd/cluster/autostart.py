@@ -7,6 +7,8 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
+from types import MappingProxyType
+from typing import NamedTuple
 
 from mcvirt.errors import McvirtError
 from mcvirt.types.vm import AutoStart
@@ -21,6 +23,15 @@ _AT_POLL = frozenset({AutoStart.ON_POLL})
 # How long one wait for libvirt lasts, and so how long stop() may take.
 _PATIENCE = 1.0
 _ASK_AGAIN = 1.0
+_AGAIN_AFTER = (5.0, 15.0, 60.0)
+
+
+class _Attempt(NamedTuple):
+    """The start of a machine: the *task* that goes on with it, if any, how many *tries* were before it, and when."""
+
+    task: str | None
+    tries: int
+    at: float
 
 
 class Autostart:
@@ -32,6 +43,9 @@ class Autostart:
     Until *sure* says that this node knows what has become of the cluster, only machines are started that are *bound*
     to it: what nobody else could run can't have been taken over while this node was off. The others are started then.
     So is what is *unsettled*, or *coming* here as mcvirtd starts, as soon as it is settled, and registered here.
+
+    What could not be started with the node is tried again some times, for much else may just be coming up: *start* may
+    return the id of the task that goes on with it, of which *failed* says whether it has, None meaning not yet.
     """
 
     def __init__(
@@ -39,12 +53,13 @@ class Autostart:
         *,
         store: Store,
         vms: Callable[[], Mapping[str, AutoStart]],
-        start: Callable[[str], object],
+        start: Callable[[str], str | None],
         libvirt_ready: Callable[[float], bool],
         sure: Callable[[], bool] = lambda: True,
         bound: Callable[[str], bool] = lambda name: True,  # noqa: ARG005
         unsettled: Callable[[str], bool] = lambda name: False,  # noqa: ARG005
         coming: Callable[[], frozenset[str]] = frozenset,
+        failed: Callable[[str], bool | None] = lambda task: False,  # noqa: ARG005
     ) -> None:
         self._store = store
         self._vms = vms
@@ -54,8 +69,10 @@ class Autostart:
         self._bound = bound
         self._unsettled = unsettled
         self._coming = coming
+        self._failed = failed
         self._late: frozenset[str] = frozenset()
         self._held: frozenset[str] = frozenset()
+        self._begun: dict[str, _Attempt] = {}
         self._changed = threading.Condition()
         self._stopping = False
         self._thread = threading.Thread(target=self._run, name="autostart", daemon=True)
@@ -119,13 +136,14 @@ class Autostart:
             if settled:
                 self._late -= settled
                 self._start_all(_AT_START, settled)
+            self._follow_up()
             with self._changed:
                 interval = autostart_interval(self._store)
                 left = last + interval - time.monotonic()
                 if interval > 0 and left <= 0:
                     return not self._stopping
                 patience = left if interval > 0 else None
-                if self._held or self._late:
+                if self._held or self._late or self._begun:
                     patience = _ASK_AGAIN if patience is None else min(patience, _ASK_AGAIN)
                 if not self._stopping:
                     self._changed.wait(patience)
@@ -146,8 +164,13 @@ class Autostart:
             log.exception("it could not be found out which machines are settled")
             return frozenset()
 
-    def _start_all(self, kinds: frozenset[AutoStart], only: frozenset[str] | None = None) -> None:
-        """Start the machines of *kinds*; of these *only*, where they are named."""
+    def _start_all(
+        self,
+        kinds: frozenset[AutoStart],
+        only: frozenset[str] | None = None,
+        tries: Mapping[str, int] = MappingProxyType({}),
+    ) -> None:
+        """Start the machines of *kinds*; of these *only*, where they are named. *tries* were in vain before."""
         sure = self._is_sure()  # before the list: becoming sure may change which machines are this node's
         try:
             wanted = sorted(
@@ -162,17 +185,39 @@ class Autostart:
             log.warning("not started until this node has heard from the cluster: %s", ", ".join(held))
             self._held = self._held.union(held)
         if late:
-            log.warning("not started until it is settled where they are: %s", ", ".join(late))
+            log.warning("not started until it is settled where they are, or their disks: %s", ", ".join(late))
             self._late = self._late.union(late)
         for name in wanted:
             if self._stopping:
                 return
             if name in held or name in late:
                 continue
+            task: str | None = None
+            failed = True
             try:
-                self._start_vm(name)
+                task = self._start_vm(name)
+                failed = False
                 log.info("virtual machine %s is started by itself", name)
             except McvirtError as error:
                 log.warning("virtual machine %s could not be started by itself: %s", name, error)
             except Exception:
                 log.exception("virtual machine %s could not be started by itself", name)
+            if kinds is _AT_START and (failed or task is not None):
+                self._begun[name] = _Attempt(task, tries.get(name, 0), time.monotonic())
+
+    def _follow_up(self) -> None:
+        """Start those again that could not be started, some time after they were."""
+        again: dict[str, int] = {}
+        for name, attempt in list(self._begun.items()):
+            try:
+                failed = attempt.task is None or self._failed(attempt.task)
+            except Exception:
+                log.exception("it could not be found out whether machine %s was started", name)
+                failed = False
+            if failed is False or (failed and attempt.tries >= len(_AGAIN_AFTER)):
+                del self._begun[name]
+            elif failed and time.monotonic() - attempt.at >= _AGAIN_AFTER[attempt.tries]:
+                del self._begun[name]
+                again[name] = attempt.tries + 1
+        if again:
+            self._start_all(_AT_START, frozenset(again), again)

@@ -47,22 +47,14 @@ class Domain(Protocol):
         """Whether there is a QEMU process."""
 
 
-class HypervisorVersion(Protocol):
-    """The version of libvirt."""
-
-    @property
-    def libvirt_version(self) -> str:
-        """As 9.0.0."""
-
-
 class HypervisorFacts(Protocol):
     """What the service asks about libvirt on this node. May raise LibvirtUnreachable."""
 
     def domains(self) -> Mapping[str, Domain]:
         """Every domain by UUID, as last known."""
 
-    def facts(self) -> HypervisorVersion:
-        """The machine as libvirt sees it."""
+    def version(self) -> str:
+        """libvirt's, as 9.0.0."""
 
 
 class NodeService(NodeApi):
@@ -190,7 +182,7 @@ class NodeService(NodeApi):
         domains = self._hypervisor.domains()
         warnings = list(self._warnings())
         try:
-            libvirt = self._hypervisor.facts().libvirt_version
+            libvirt = self._hypervisor.version()
             accelerator, reason = self._accelerator()
         except McvirtError as error:
             libvirt, accelerator, reason = "", "unknown", "libvirt does not answer"

@@ -120,6 +120,11 @@ class Roles:
                 "its two sides have been written to independently of each other (a split brain). "
                 "`mcvirt drbd split-brain show` shows what is known, and resolves it."
             )
+        if state.catches_up:
+            return (
+                f"it is getting what it has missed from node '{self._other(record)}', and can be used here after that. "
+                "`mcvirt drbd list` shows how far it is."
+            )
         if state.disk != "UpToDate":
             return f"its data on this node is {state.disk}, and not up to date."
         if state.peer_role == "Primary" and state.role != "Primary":

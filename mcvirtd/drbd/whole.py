@@ -165,6 +165,12 @@ class Drbd:
         """The hard drives that this node is Primary for, and not because their guest is just coming or going."""
         return [disk for disk in self.disks.held() if not self.windows.is_open(resource_name(disk))]
 
+    def catches_up(self, vm: str) -> bool:
+        """Whether a hard drive of the machine just gets what it has missed here, and is as good as the other after."""
+        replicated = [disk for disk in self._store.all(DiskRecord).values() if disk.vm == vm and disk.replica]
+        states = [self.here.reader.state(resource_name(disk.id)) for disk in replicated]
+        return any(state is not None and state.catches_up for state in states)
+
     def _in_use(self, disk: DiskRecord) -> bool:
         if not self.windows.is_open(resource_name(disk.id)):
             return True

@@ -13,7 +13,6 @@ class HostFacts(msgspec.Struct, frozen=True, kw_only=True):
 
     cpus: int
     memory: int
-    libvirt_version: str
     qemu_version: str
 
 

@@ -25,11 +25,13 @@ LAST_REVIEW = 60.0
 
 class Link:
     """libvirtd from the making of a connection to its end: *conn*, for the keeper's own use, tells events and is the
-    first to know of the end; *calls* has the connections for everybody else. *touched* are domains to look at."""
+    first to know of the end; *calls* has the connections for everybody else. *touched* are domains to look at, and
+    *version* is libvirtd's."""
 
     def __init__(self, conn: Any, calls: Pool) -> None:
         self.conn = conn
         self.calls = calls
+        self.version = ""
         self.lost: str | None = None
         self.touched: set[str] = set()
         self.callbacks: list[int] = []
@@ -101,6 +103,10 @@ class Keeper:
         """Whether libvirtd answers, as far as is known."""
         with self._changed:
             return self._is_live()
+
+    def version(self) -> str:
+        """libvirtd's, as 9.0.0; from memory, for it can't change without the connection's end."""
+        return self._live().version
 
     def wait_connected(self, within: float) -> bool:
         """Return True as soon as there is a connection and every domain was read; False after *within* seconds."""

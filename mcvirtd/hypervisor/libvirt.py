@@ -80,6 +80,7 @@ class Hypervisor(Keeper):
     def _open(self) -> Link:
         link = Link(self._connection(), Pool(self._connection, _end, _is_alive, f"libvirt-{self.node}"))
         try:
+            link.version = version_text(link.conn.getLibVersion())
             self._listen(link)
             self._read_all(link)
         except libvirt.libvirtError as error:
@@ -251,7 +252,6 @@ class Hypervisor(Keeper):
             return HostFacts(
                 cpus=info[2],
                 memory=info[1] * 1024 * 1024,
-                libvirt_version=version_text(call.conn.getLibVersion()),
                 qemu_version=version_text(call.conn.getVersion()),
             )
 

@@ -95,7 +95,11 @@ class SimulatedHypervisor:
 
     def facts(self) -> HostFacts:
         self._begin("facts")
-        return HostFacts(cpus=_SIMULATED_CPUS, memory=1024 * GIB, libvirt_version="simulated", qemu_version="simulated")
+        return HostFacts(cpus=_SIMULATED_CPUS, memory=1024 * GIB, qemu_version="simulated")
+
+    def version(self) -> str:
+        self._begin("version")
+        return "simulated"
 
     def define(self, xml: str) -> str:
         self._begin("define")

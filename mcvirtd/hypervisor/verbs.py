@@ -53,6 +53,9 @@ class HypervisorVerbs(Protocol):
     def facts(self) -> HostFacts:
         """What this machine is."""
 
+    def version(self) -> str:
+        """libvirt's, as 9.0.0; it is not asked for it."""
+
     def define(self, xml: str) -> str:
         """Define a domain, or define it anew."""
 

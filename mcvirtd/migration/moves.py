@@ -125,6 +125,7 @@ class Moves:
         self._settlement = settlement
         self._journal = ground.journal
         self._nodes = nodes
+        self._catches_up = drbd.catches_up
         self._ready: set[str] = set()
         self._tried = 0.0
         self._waits = Waits(ground, rights, stopping)
@@ -186,8 +187,9 @@ class Moves:
         return {node.name for node in self._nodes() if node.libvirt and node.status != "Unreachable"}
 
     def unsettled(self, name: str) -> bool:
-        """Whether it is not known yet on which node the machine is, or it is under way."""
-        return any(ticket.name == name for ticket in self._settlement.due()) or self.arrivals.expects(name)
+        """Whether it is not known yet on which node the machine is, or it is under way, or its disks here are."""
+        travels = any(ticket.name == name for ticket in self._settlement.due()) or self.arrivals.expects(name)
+        return travels or self._catches_up(name)
 
     def coming(self) -> frozenset[str]:
         """The machines of which it is not known yet whether they have come here."""

@@ -158,6 +158,11 @@ class Tasks:
             raise NotFound(kind="task", name=task_id, hint=" `mcvirt task list` shows all of them.")
         return _decode(rows[0][0])
 
+    def failed(self, task_id: str) -> bool | None:
+        """Whether a task has failed; None while it goes on. One that was cancelled has not."""
+        state = self.news(task_id).info.state
+        return None if state is TaskState.RUNNING else state in (TaskState.FAILED, TaskState.STUCK)
+
     def list(self, ended: bool = True) -> Sequence[TaskInfo]:
         """Tasks, the newest last."""
         with self._lock:

@@ -326,6 +326,7 @@ def test_many_callers_at_a_time_disturb_nobody(guest: Guest) -> None:
 def test_facts_and_accelerator(hypervisor: Hypervisor) -> None:
     facts = hypervisor.facts()
     assert facts.cpus > 0 and facts.memory > 0 and facts.qemu_version.count(".") == 2
+    assert hypervisor.version().count(".") == 2
     assert hypervisor.accelerator("tcg")[0] == "tcg"
     choice, reason = hypervisor.accelerator("auto")
     assert choice in ("kvm", "tcg") and reason

@@ -612,7 +612,8 @@ class TestRoles:
     @pytest.mark.parametrize(
         ("spoil", "words"),
         [
-            (lambda pair, name: pair.kernels["n1"].put(name, disk="Inconsistent"), "Inconsistent"),
+            (lambda pair, name: pair.kernels["n1"].put(name, disk="Outdated"), "what it has missed from node 'n2'"),
+            (lambda pair, name: pair.kernels["n1"].put(name, disk="Inconsistent", peer_disk="Outdated"), "is Inconsis"),
             (lambda pair, name: pair.kernels["n1"].put(name, split_brain=True), "split brain"),
             (lambda pair, name: pair.kernels["n2"].primary(name), "'n2' uses it"),
             (lambda pair, _: setattr(pair.kernels["n1"], "alive", False), "can't be read"),

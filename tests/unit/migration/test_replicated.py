@@ -172,7 +172,7 @@ def test_the_other_leg_must_be_there(way: Way) -> None:
 )
 def test_sides_that_are_not_equal_and_at_rest_stay(way: Way, fields: dict[str, Any]) -> None:
     way.here.kernel.put(way.name, **fields)
-    assert f"hard drive {way.disk.id} can't be migrated: its" in way.check()
+    assert f"hard drive {way.disk.id} can't be migrated: it" in way.check()
     way.there.kernel.put(way.name, **fields)
     assert way.arriving.problem(way.disk)
     with pytest.raises(Conflict):

@@ -9,6 +9,7 @@ import pytest
 
 from mcvirt.errors import VmLocked
 from mcvirt.types.vm import AutoStart
+from mcvirtd.cluster import autostart as autostart_module
 from mcvirtd.cluster.autostart import Autostart
 from mcvirtd.state.records import SettingsRecord
 from mcvirtd.state.store import Store
@@ -243,3 +244,41 @@ def test_what_is_not_settled_is_started_once_it_is(machines: Machines) -> None:
     machines.wait(lambda: len(machines.started) == 3)
     machines.autostart.stop()
     assert machines.started == ["poll", "boot", "new"]
+
+
+def test_what_failed_with_the_node_is_tried_again_some_times(
+    machines: Machines, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A start goes on as a task, whose end comes later; a disk may just have been catching up."""
+    monkeypatch.setattr(autostart_module, "_AGAIN_AFTER", (0.02, 0.02, 0.02))
+    monkeypatch.setattr(autostart_module, "_ASK_AGAIN", 0.01)
+    ends: dict[str, bool | None] = {}
+
+    def start(name: str) -> str:
+        with machines.changed:
+            machines.started.append(name)
+            machines.changed.notify_all()
+            task = f"{name}{machines.started.count(name)}"
+            if name == "now":
+                raise VmLocked(name=name)
+            ends.setdefault(task, True)
+            if ends[task] is False:
+                del machines.stopped[name]
+            return task
+
+    machines.autostart = Autostart(
+        store=machines.store,
+        vms=machines.vms,
+        start=start,
+        libvirt_ready=machines.ready,
+        failed=lambda task: ends[task],
+    )
+    ends |= {"good1": False, "second1": True, "second2": False, "slow1": None}
+    machines.stopped = dict.fromkeys(("good", "second", "never", "now", "slow"), AutoStart.ON_BOOT)
+    machines.autostart.start()
+    machines.wait(lambda: machines.started.count("never") == 4 and machines.started.count("now") == 4)
+    with machines.changed:
+        assert not machines.changed.wait_for(lambda: len(machines.started) > 12, 0.2)
+    machines.autostart.stop()
+    counts = {name: machines.started.count(name) for name in ("good", "second", "never", "now", "slow")}
+    assert counts == {"good": 1, "second": 2, "never": 4, "now": 4, "slow": 1}

@@ -12,7 +12,6 @@ from mcvirt.api.cluster import NodeApi
 from mcvirt.errors import BadArgument, LibvirtUnreachable, NotPermitted
 from mcvirtd.cluster.node_service import NodeService
 from mcvirtd.host.facts import CpuTimes, Memory
-from mcvirtd.hypervisor.facts import HostFacts
 from mcvirtd.hypervisor.states import DomainState
 from mcvirtd.state.records import NodeRecord
 from tests.unit.services.world import World
@@ -42,10 +41,10 @@ class Libvirt:
     def domains(self) -> Mapping[str, DomainState]:
         return self.known
 
-    def facts(self) -> HostFacts:
+    def version(self) -> str:
         if self.away:
             raise LibvirtUnreachable(node="n1", uri="qemu:///system", reason="it is away.")
-        return HostFacts(cpus=4, memory=1, libvirt_version="9.0.0", qemu_version="7.2.0")
+        return "9.0.0"
 
 
 class Node(World):

@@ -152,6 +152,24 @@ def test_followers_hear_of_each_change_and_versions_only_grow(shop: Workshop) ->
     assert time.monotonic() - begun < 5
 
 
+def test_whether_a_task_has_failed_is_known_once_it_is_over(shop: Workshop) -> None:
+    go_on, works = threading.Event(), threading.Event()
+
+    def wait() -> bytes:
+        works.set()
+        assert go_on.wait(10)
+        raise Conflict(text="It is in use.")
+
+    task = shop.start(wait)
+    assert works.wait(10) and shop.tasks.failed(task.id) is None
+    go_on.set()
+    end_of(shop, task)
+    assert shop.tasks.failed(task.id) is True
+    good = shop.start(lambda: b"1")
+    end_of(shop, good)
+    assert shop.tasks.failed(good.id) is False
+
+
 def test_a_task_that_is_none_is_not_found(shop: Workshop) -> None:
     for ask in (shop.tasks.news, lambda name: shop.tasks.cancel(name, "bob")):
         with pytest.raises(NotFound, match="no task called 'nope'"):
