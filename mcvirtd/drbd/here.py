@@ -32,7 +32,7 @@ from mcvirtd.state.store import Change, Store
 log = logging.getLogger(__name__)
 
 UP_AT_ONCE = 4
-MEASURE_EVERY = 1.0
+MEASURE_EVERY = 2.0
 KNOWN_WITHIN = 60.0
 
 
