@@ -84,6 +84,7 @@ DEATHS = {
     "the power here": Death(HERE, power),
     "the power there": Death(THERE, power),
     "the link": Death(THERE, link),
+    "libvirtd here": Death(HERE, libvirtd),
     "libvirtd there": Death(THERE, libvirtd),
 }
 SAMPLE = (("sending", "the daemon here"), ("becoming Secondary here", "the power there"))
