@@ -10,6 +10,9 @@ import contextlib
 import select
 import socket
 import ssl
+from collections.abc import Callable
+
+Heard = Callable[[memoryview], None]
 
 _ROOM = 256 * 1024
 _LAST_WORDS_WITHIN = 10.0
@@ -18,11 +21,12 @@ _WOULD_BLOCK = (ssl.SSLWantReadError, ssl.SSLWantWriteError, BlockingIOError, In
 
 
 class _Way:
-    """What has come in from *source* and has not gone out to *target* yet."""
+    """What has come in from *source* and has not gone out to *target* yet; *heard* is called with each piece of it."""
 
-    def __init__(self, source: socket.socket, target: socket.socket) -> None:
+    def __init__(self, source: socket.socket, target: socket.socket, heard: Heard | None = None) -> None:
         self.source = source
         self.target = target
+        self.heard = heard
         self.carried = 0
         self.ended = False  # *source* has no more
         self._buffer = memoryview(bytearray(_ROOM))
@@ -45,6 +49,8 @@ class _Way:
                 if not got:
                     self.ended = True
                     return
+                if self.heard is not None:
+                    self.heard(self._buffer[self._end : self._end + got])
                 self._end += got
 
     def empty(self) -> None:
@@ -56,14 +62,15 @@ class _Way:
                 self.carried += sent
 
 
-def carry(tls: ssl.SSLSocket, plain: socket.socket) -> bool:
+def carry(tls: ssl.SSLSocket, plain: socket.socket, heard: Heard | None = None) -> bool:
     """Carry until one side ends; True if that was *plain*. Raises OSError when one of them breaks.
 
-    The sockets stay open. `end` from another thread ends it.
+    The sockets stay open. `end` from another thread ends it. *heard* is called with all that is read from *plain*,
+    before any of it is sent on.
     """
     tls.setblocking(False)
     plain.setblocking(False)
-    out, back = _Way(plain, tls), _Way(tls, plain)
+    out, back = _Way(plain, tls, heard), _Way(tls, plain)
     while True:
         before = out.carried + back.carried
         for way in (out, back):

@@ -157,13 +157,19 @@ class Sending:
     def _decide(self) -> None:
         """The other end of libvirt's channel is gone. Does the guest run there by now?
 
-        As long as it runs here it does not, and libvirt may end the migration. Once it stands still only the other node
-        can say; until it does, the guest stays as it is, wherever that is. A node that was removed from the cluster
-        meanwhile has nothing: that needs an operator's word that it is off.
+        As long as it runs here it does not, and libvirt may end the migration. Nor does it, once it stands still, where
+        nobody has told libvirt there to let it run; what had not left this node by now does not get there. Else only
+        the other node can say; until it does, the guest stays as it is, wherever that is. A node that was removed from
+        the cluster meanwhile has nothing: that needs an operator's word that it is off.
         """
         state = self._hypervisor.look(self._ticket.uuid)
         if state is None or state.running or not self._member(self._ticket.target):
             self._tunnel.release()
+            return
+        if not self._tunnel.asked_to_run:
+            self._end(Failed(text=f"The connection to libvirt on node '{self._ticket.target}' broke."))
+            self._tunnel.release()
+            self._hypervisor.abort_job(self._ticket.uuid)
             return
         there = msgspec.json.decode(
             self._ask(self._ticket.target, "whereabouts", uuid=self._ticket.uuid), type=Whereabouts

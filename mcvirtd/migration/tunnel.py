@@ -21,6 +21,7 @@ from mcvirt.errors import McvirtError, from_wire
 from mcvirt.rpc.codec import Reply
 from mcvirt.rpc.transport import Connection
 from mcvirtd.migration import carrying, sockets
+from mcvirtd.migration.calls import Calls
 from mcvirtd.migration.sockets import CHANNELS, Channel
 
 log = logging.getLogger(__name__)
@@ -44,6 +45,8 @@ class Tunnel:
         self._owner = owner
         self._dial = dial
         self._wanted: dict[Channel, int] = {"libvirt": 1, "memory": 1, "disks": disks}
+        self._calls = Calls()
+        self._calls_before: int | None = None  # those before the memory began to be sent
         self._released = threading.Event()
         self._closed = False
         self._lock = threading.Lock()
@@ -59,6 +62,14 @@ class Tunnel:
             threading.Thread(
                 target=self._accept, args=(made, channel), name=f"tunnel-{channel}-{self._name}", daemon=True
             ).start()
+
+    @property
+    def asked_to_run(self) -> bool:
+        """Whether libvirt on the other node may have been told to let the guest run.
+
+        It is called to prepare, before the memory is sent, and then once all has been sent, and not in between.
+        """
+        return self._calls_before is not None and self._calls.count > self._calls_before
 
     def cut(self) -> None:
         """The other node does not answer: give up the connections to it."""
@@ -92,6 +103,8 @@ class Tunnel:
                 plain.close()
                 continue
             taken += 1
+            if channel == "memory":
+                self._calls_before = self._calls.count
             threading.Thread(
                 target=self._serve, args=(plain, channel), name=f"carry-{channel}-{self._name}", daemon=True
             ).start()
@@ -122,7 +135,7 @@ class Tunnel:
             with self._lock:
                 self._far.add(far)
             try:
-                return carrying.carry(far, plain)
+                return carrying.carry(far, plain, self._calls.hear if channel == "libvirt" else None)
             finally:
                 with self._lock:
                     self._far.discard(far)

@@ -27,6 +27,7 @@ class Rig:
     def __init__(self) -> None:
         self.route: Any = None
         self.lost = threading.Event()
+        self.asked_to_run = True
         self.ended = threading.Event()
         self.left_alone = False
         self.condition: Any = "running"
@@ -168,6 +169,20 @@ def test_a_guest_that_stands_still_is_not_aborted(rig: Rig, task: Task) -> None:
     assert isinstance(rig.run(task), NodeUnreachable)
     rig_ended.join()
     assert rig.asked.is_set() and rig.aborts == 0
+
+
+def test_a_guest_that_nobody_has_let_run_there_goes_on_here(rig: Rig, task: Task) -> None:
+    """Although it stands still, and the other node can't be asked."""
+    rig.condition = "paused"
+    rig.asked_to_run = False
+    rig.aborts_needed = 10**6
+    rig.release = lambda: None  # type: ignore[method-assign]
+    rig.lost.set()
+    ends = threading.Timer(0.1, rig.end)
+    ends.start()
+    assert "libvirt on node 'n2' broke" in str(rig.run(task))
+    ends.join()
+    assert rig.aborts > 1 and not rig.asked.is_set()
 
 
 def test_node_that_is_removed_in_the_last_moment_has_nothing(rig: Rig, task: Task) -> None:
