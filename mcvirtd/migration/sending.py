@@ -12,7 +12,7 @@ import msgspec
 
 from mcvirt.errors import DeadlinePassed, Failed, LibvirtFailed, McvirtError, NodeUnreachable, TaskCancelled
 from mcvirt.types.arrival import Whereabouts
-from mcvirtd.hypervisor.moving import JobProgress, JobResult, Journey, MovingVerbs
+from mcvirtd.hypervisor.moving import JobResult, Journey, MovingVerbs
 from mcvirtd.migration.disks import Ask
 from mcvirtd.migration.settling import ABANDON_WITHIN
 from mcvirtd.migration.ticket import Ticket
@@ -20,10 +20,6 @@ from mcvirtd.migration.tunnel import Tunnel
 from mcvirtd.tasks.task import Progress, current_task, step
 
 log = logging.getLogger(__name__)
-# Milliseconds that what is left may take to be sent while the guest stands still: QEMU stops it when it expects that,
-# so with more it is stopped earlier than it need be, and with less, one that changes much is never sent.
-LEAST_DOWNTIME = 30
-MOST_DOWNTIME = 300
 _LOOK_EVERY = 0.2
 # Each time libvirt asks QEMU, which has other things to do.
 _MEASURE_EVERY = 1.0
@@ -60,7 +56,7 @@ class Sending:
         self._failure: McvirtError | None = None
         self._reason: McvirtError | None = None  # why we ended it
         self._since = 0.0  # when
-        self._limit = 0  # how long the guest may stand still, as libvirt was told; 0 = not told yet
+        self._limited = False
         self._measured = 0.0
 
     def run(self, journey: Journey, size: int) -> JobResult:
@@ -119,23 +115,18 @@ class Sending:
 
     def _show(self, progress: Progress, journey: Journey, size: int) -> None:
         current_task().check()
-        now = time.monotonic()
-        if self._limit and now - self._measured < _MEASURE_EVERY:
+        if not self._tunnel.begun:
+            return  # libvirt still prepares, which may take long, and there is no job to measure
+        now, waits = time.monotonic(), journey.max_downtime is not None and not self._limited
+        if now - self._measured < _MEASURE_EVERY and not waits:
             return
         job, self._measured = self._hypervisor.job(self._ticket.uuid), now
         if job is None:
             return
-        self._limit_downtime(job, journey.max_downtime)
+        if journey.max_downtime is not None and not self._limited:
+            self._hypervisor.set_max_downtime(self._ticket.uuid, journey.max_downtime)
+            self._limited = True
         progress.at(max(0, size - job.remaining) if job.total else 0)
-
-    def _limit_downtime(self, job: JobProgress, wanted: int | None) -> None:
-        """If nobody *wanted* another limit, the guest stands still for a short time only, unless that is not enough."""
-        limit = wanted or self._limit or LEAST_DOWNTIME
-        if wanted is None and self._limit and job.round_ > 1:
-            limit = min(2 * self._limit, MOST_DOWNTIME)
-        if limit != self._limit:
-            self._hypervisor.set_max_downtime(self._ticket.uuid, limit)
-            self._limit = limit
 
     def _end(self, reason: McvirtError) -> None:
         """From now on it is to end, for the first *reason* there is."""

@@ -32,7 +32,7 @@ _reply = msgspec.json.Decoder(Reply)
 class Tunnel:
     """The channels of the migration of machine *name*, from `open` to `close`. *dial* connects to the other node.
 
-    *owner* is QEMU's user and group, *disks* how many disks have their data sent.
+    *owner* is QEMU's user and group, *disks* how many disks have their data sent. *begun* once QEMU sends something.
 
     When the other end of libvirt's own channel goes, this end is held open (`lost`) until `release`: libvirt would take
     the end of it for a failure, and in the last moments of a migration nobody but the other node knows whether it is.
@@ -45,6 +45,7 @@ class Tunnel:
         self._owner = owner
         self._dial = dial
         self._wanted: dict[Channel, int] = {"libvirt": 1, "memory": 1, "disks": disks}
+        self.begun = False
         self._calls = Calls()
         self._calls_before: int | None = None  # those before the memory began to be sent
         self._released = threading.Event()
@@ -105,6 +106,7 @@ class Tunnel:
             taken += 1
             if channel == "memory":
                 self._calls_before = self._calls.count
+            self.begun = self.begun or channel != "libvirt"
             threading.Thread(
                 target=self._serve, args=(plain, channel), name=f"carry-{channel}-{self._name}", daemon=True
             ).start()

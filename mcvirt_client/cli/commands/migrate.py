@@ -31,7 +31,7 @@ def _arguments(parser: Parser) -> None:
         "--max-downtime",
         type=int,
         metavar="MS",
-        help="online: how many milliseconds the guest may stand still in the end (30, or up to 300 if it must be)",
+        help="online: for how many milliseconds the guest may stand still in the end (300 if not given)",
     )
     parser.add_argument(
         "--bandwidth", type=rate, metavar="SIZE", help="online: how much to send a second at most (100MiB)"

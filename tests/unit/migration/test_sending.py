@@ -28,6 +28,7 @@ class Rig:
         self.route: Any = None
         self.lost = threading.Event()
         self.asked_to_run = True
+        self.begun = True
         self.ended = threading.Event()
         self.left_alone = False
         self.condition: Any = "running"
@@ -214,19 +215,13 @@ def test_libvirt_measures_now_and_then(rig: Rig, task: Task, monkeypatch: pytest
     assert rig.looks >= 30 and rig.measured_at == [1]
 
 
-def test_the_guest_stands_still_for_longer_only_if_that_is_needed(
+def test_nothing_is_measured_before_something_is_sent(
     rig: Rig, task: Task, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Not as long as its memory is gone through for the first time, which says nothing."""
     monkeypatch.setattr(sending, "_MEASURE_EVERY", 0.0)
-    rig.last_look = 12
-
-    def job(_: str) -> JobProgress | None:
-        return JobProgress(total=1, remaining=1, round_=1 if rig.looks < 5 else 2) if rig.looks >= 3 else None
-
-    rig.job = job  # type: ignore[method-assign]
-    assert isinstance(rig.run(task), LibvirtFailed)
-    assert rig.limits == [30, 60, 120, 240, 300]
+    rig.has_job, rig.begun, rig.last_look = True, False, 10
+    assert isinstance(rig.run(task, max_downtime=80), LibvirtFailed)
+    assert rig.looks >= 10 and not rig.measured_at and not rig.limits
 
 
 def test_the_downtime_is_limited_once_there_is_a_job(rig: Rig, task: Task, monkeypatch: pytest.MonkeyPatch) -> None:
