@@ -23,6 +23,7 @@ from mcvirtd.hypervisor.states import DomainState, Subscriber
 
 log = logging.getLogger(__name__)
 LOOK_EVERY = 1.0
+MEASURE_EVERY = 2.0
 
 
 class Hypervisor(Protocol):
@@ -90,6 +91,7 @@ class Live:
         self._resources: dict[str, tuple[ResourceState | None, int]] = {}
         self._seen: Mapping[str, DomainState] | None = None
         self._info: NodeInfo | None = None
+        self._told: dict[str, NodeInfo | None] = {}
         self._acknowledged: dict[str, LiveVersion] = {}
         self._others: dict[str, _Facts] = {}
         self._stopping = threading.Event()
@@ -107,11 +109,13 @@ class Live:
     # --- this node ----------------------------------------------------------------------------------------------------
 
     def _look_on(self) -> None:
+        measured = -MEASURE_EVERY
         while not self._stopping.is_set():
             try:
                 self._look_at_domains()
-                if self._wanted():
-                    self._info = self._measure()  # asks libvirt, which may take its time
+                if self._wanted() and time.monotonic() - measured >= MEASURE_EVERY - LOOK_EVERY / 2:
+                    measured = time.monotonic()
+                    self._info = self._measure()
             except OSError as error:
                 log.error("this node can't be measured now: %s", error)
             except Exception:
@@ -165,6 +169,9 @@ class Live:
             since = has.version if has.life == self._life else 0
             version = self._version
             domains, resources = {}, {}
+            # It may not have got what it was told last; then it gets the next, which is not far.
+            info = None if since and self._told.get(node) is self._info else self._info
+            self._told[node] = info or self._told.get(node)
             if since != version:
                 domains = {uuid: power for uuid, (power, changed) in self._domains.items() if changed > since}
                 resources = {name: state for name, (state, changed) in self._resources.items() if changed > since}
@@ -174,7 +181,7 @@ class Live:
             version=version,
             domains=domains,
             resources=resources,
-            info=self._info,
+            info=info,
             libvirt=self._hypervisor.connected,
         )
 
@@ -249,6 +256,7 @@ class Live:
         with self._lock:
             self._others.pop(node, None)
             self._acknowledged.pop(node, None)
+            self._told.pop(node, None)
 
 
 def power_state(state: DomainState) -> PowerState:

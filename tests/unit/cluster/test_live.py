@@ -223,3 +223,18 @@ def test_states_of_drbd_are_told_like_domains_and_only_what_is_new() -> None:
     beat()
     assert two.drbd("n1") == {}
     assert two.drbd("n9") == {}
+
+
+def test_the_use_of_a_node_is_told_once() -> None:
+    """It is measured now and then only; who may not have got it gets the next one."""
+    node = Node()
+    node.hypervisor.put("a", "running")
+    first = node.live._info = info(1)
+    assert node.live.news_for("n2").info is first
+    node.live.acknowledged("n2", LiveVersion(life=node.live._life, version=1))
+    assert node.live.news_for("n2").info is None and node.live.news_for("n3").info is first
+    second = node.live._info = info(2)
+    assert node.live.news_for("n2").info is second
+    assert node.live.news_for("n2").info is None
+    node.live.acknowledged("n2", LiveVersion())  # it has forgotten
+    assert node.live.news_for("n2").info is second
