@@ -185,3 +185,33 @@ def test_all_of_them_some_at_a_time_and_by_themselves(drbd: Cluster) -> None:
     skipped = disks[2].runs(first)[-1]
     assert "not connected" in skipped["reason"]
     first.mcvirt("verify", "--schedule", "off")
+
+
+@pytest.mark.long
+def test_one_that_is_short_several_at_once_and_one_whose_client_goes_away(drbd: Cluster) -> None:
+    first, second = drbd.nodes
+    tiny, *others = [Disk(drbd, name, size) for name, size in (("tiny", "4MiB"), ("web1", "64MiB"), ("web2", "64MiB"))]
+    # It is over before anybody could look whether it has begun.
+    assert verify(first, "tiny").returncode == PASSED
+    wrong = tiny.damage(second, 1023, 1)
+    found = verify(second, "tiny")
+    assert found.returncode == FAILED and f"({wrong} bytes) differ" in found.stderr, found
+    first.mcvirt("resync", "tiny", "--yes", "--source-node", "node1", within=120)
+    for node in drbd.nodes:
+        assert verify(node, "tiny").returncode == PASSED
+    assert [run["result"] for run in tiny.runs(second)] == ["clean", "differences", "clean", "clean"]
+
+    # Ctrl-C ends the client; the comparing goes on, and so does a second one at the same time.
+    with slow(others[0], "4M"), slow(others[1], "4M"):
+        going = InBackground(first, "mcvirt verify --all")
+        both = "test $(drbdsetup events2 --now | grep -c replication:VerifyS) -eq 2"
+        first.wait_until(both, within=30)
+        first.succeed("pkill -INT -f 'bin/mcvirt verif[y] --all'")
+        left = going.wait()
+        assert left.returncode != PASSED and "goes on" in left.stdout + left.stderr, left
+        first.succeed(both)
+        (task,) = [task["id"] for task in second.json("task", "list") if task["state"] == "RUNNING"]
+        watched = second.run(f"mcvirt task watch {task}", within=120)
+    assert watched.returncode == PASSED, watched
+    for disk in others:
+        assert [run["result"] for run in disk.runs(second)] == ["clean"]
