@@ -7,7 +7,6 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
-from types import MappingProxyType
 from typing import NamedTuple
 
 from mcvirt.errors import McvirtError
@@ -27,10 +26,9 @@ _AGAIN_AFTER = (5.0, 15.0, 60.0)
 
 
 class _Attempt(NamedTuple):
-    """The start of a machine: the *task* that goes on with it, if any, how many *tries* were before it, and when."""
+    """The start of a machine: the *task* that goes on with it, None if it failed at once, and when it was begun."""
 
     task: str | None
-    tries: int
     at: float
 
 
@@ -73,6 +71,7 @@ class Autostart:
         self._late: frozenset[str] = frozenset()
         self._held: frozenset[str] = frozenset()
         self._begun: dict[str, _Attempt] = {}
+        self._tries: dict[str, int] = {}
         self._changed = threading.Condition()
         self._stopping = False
         self._thread = threading.Thread(target=self._run, name="autostart", daemon=True)
@@ -92,12 +91,18 @@ class Autostart:
 
     def warnings(self) -> tuple[str, ...]:
         """What operators must know."""
-        if not self._held:
-            return ()
-        return (
-            "it was off, and has not heard from the cluster since what has become of its virtual machines, so these "
-            f"are not started by themselves: {', '.join(sorted(self._held))}.",
-        )
+        found = []
+        if self._held:
+            found.append(
+                "it was off, and has not heard from the cluster since what has become of its virtual machines, so "
+                f"these are not started by themselves: {', '.join(sorted(self._held))}."
+            )
+        if self._late:
+            found.append(
+                "these virtual machines are started once it is settled where they are, and their disks here have got "
+                f"what they missed: {', '.join(sorted(self._late))}."
+            )
+        return tuple(found)
 
     def _settings_changed(self, change: Change) -> None:
         if (SettingsRecord.kind, "cluster") in change.puts:
@@ -131,11 +136,13 @@ class Autostart:
         while not self._stopping:
             if self._held and self._is_sure():
                 held, self._held = self._held, frozenset()
-                self._start_all(_AT_START, held)
+                if not self._start_all(_AT_START, held):
+                    self._held = held
             settled = self._settled()
             if settled:
                 self._late -= settled
-                self._start_all(_AT_START, settled)
+                if not self._start_all(_AT_START, settled):
+                    self._late |= settled
             self._follow_up()
             with self._changed:
                 interval = autostart_interval(self._store)
@@ -164,13 +171,8 @@ class Autostart:
             log.exception("it could not be found out which machines are settled")
             return frozenset()
 
-    def _start_all(
-        self,
-        kinds: frozenset[AutoStart],
-        only: frozenset[str] | None = None,
-        tries: Mapping[str, int] = MappingProxyType({}),
-    ) -> None:
-        """Start the machines of *kinds*; of these *only*, where they are named. *tries* were in vain before."""
+    def _start_all(self, kinds: frozenset[AutoStart], only: frozenset[str] | None = None) -> bool:
+        """Start the machines of *kinds*; of these *only*, where they are named. False if they can't be listed."""
         sure = self._is_sure()  # before the list: becoming sure may change which machines are this node's
         try:
             wanted = sorted(
@@ -180,7 +182,7 @@ class Autostart:
             late = [name for name in wanted if name not in held and self._unsettled(name)]
         except Exception:
             log.exception("the virtual machines to start could not be listed")
-            return
+            return False
         if held:
             log.warning("not started until this node has heard from the cluster: %s", ", ".join(held))
             self._held = self._held.union(held)
@@ -189,7 +191,8 @@ class Autostart:
             self._late = self._late.union(late)
         for name in wanted:
             if self._stopping:
-                return
+                break
+            self._begun.pop(name, None)
             if name in held or name in late:
                 continue
             task: str | None = None
@@ -203,21 +206,32 @@ class Autostart:
             except Exception:
                 log.exception("virtual machine %s could not be started by itself", name)
             if kinds is _AT_START and (failed or task is not None):
-                self._begun[name] = _Attempt(task, tries.get(name, 0), time.monotonic())
+                self._begun[name] = _Attempt(task, time.monotonic())
+                self._tries[name] = self._tries.get(name, 0) + 1
+        return True
 
     def _follow_up(self) -> None:
-        """Start those again that could not be started, some time after they were."""
-        again: dict[str, int] = {}
+        """Start those again that could not be started, some time after they were, if nobody else has meanwhile."""
+        if not self._begun:
+            return
+        try:
+            stopped, ready = self._vms(), self._libvirt_ready(0.0)
+        except Exception:
+            log.exception("the virtual machines that were started could not be listed")
+            return
+        again = set()
         for name, attempt in list(self._begun.items()):
             try:
                 failed = attempt.task is None or self._failed(attempt.task)
             except Exception:
                 log.exception("it could not be found out whether machine %s was started", name)
                 failed = False
-            if failed is False or (failed and attempt.tries >= len(_AGAIN_AFTER)):
-                del self._begun[name]
-            elif failed and time.monotonic() - attempt.at >= _AGAIN_AFTER[attempt.tries]:
-                del self._begun[name]
-                again[name] = attempt.tries + 1
+            if failed is None:
+                continue
+            tries = self._tries[name]
+            if not failed or name not in stopped or tries > len(_AGAIN_AFTER):
+                del self._begun[name], self._tries[name]
+            elif ready and time.monotonic() - attempt.at >= _AGAIN_AFTER[tries - 1]:
+                again.add(name)
         if again:
-            self._start_all(_AT_START, frozenset(again), again)
+            self._start_all(_AT_START, frozenset(again))

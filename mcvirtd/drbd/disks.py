@@ -26,6 +26,7 @@ from mcvirt.units import format_size
 from mcvirtd.drbd.claims import claim
 from mcvirtd.drbd.config import metadata_size, resource_name
 from mcvirtd.drbd.local_legs import Legs, States
+from mcvirtd.drbd.reader import describe
 from mcvirtd.drbd.resources import being_replaced
 from mcvirtd.drbd.roles import Roles
 from mcvirtd.host.drbd_numbers import device_size
@@ -48,6 +49,7 @@ _SECRET_LENGTH = 40
 _LOOK_FOR_CANCEL = 0.1
 _AGAIN_AFTER = 0.1
 _AT_ONCE = 64
+_BITMAP_BLOCK = 4096
 
 
 class ReplicatedDisks:
@@ -222,35 +224,53 @@ class ReplicatedDisks:
         cancel = current_task().cancelled
         if not self._states.alive:  # as before DRBD is read at the start: nobody is to wait for that
             raise Conflict(text=f"Hard drive {record.id} can't be grown: DRBD's events can't be read on this node now.")
-        before = self._states.state(name)
-        if before is None or not before.connected:  # whoever tries it again must not keep others from the machine
-            raise Conflict(text=f"Hard drive {record.id} can't be grown: its two sides are not connected now.")
+        self._require_at_rest(record, "grown")  # whoever tries it again must not keep others from the machine
         try:
-            self._on_each(record.nodes, lambda node: self._legs(node).grow(record.id, new_size, cancel=cancel))
+            # To its end on each: a side whose growth goes on after the task has ended could be the second that grows.
+            self._on_each(
+                record.nodes, lambda node: self._legs(node).grow(record.id, new_size, cancel=cancel), heed=False
+            )
         except NodeUnreachable as error:
             raise _unfinished(error) from error
+        except TaskCancelled:
+            current_task().check()  # says who cancelled it
+            raise
         try:
             with current_task().shielded():
                 state = self._wait(name, _both_good, CONNECT_WITHIN)
                 minor = _replica(record).minor
                 if self._device_size(minor) < new_size:
                     self._resize(record, state, new_size)
-                size = self._grown(record, minor, new_size)
-                self._same_in_new_part(record, new_size)
-                return size
+                return self._grown(record, minor, new_size)
         except McvirtError as error:
             raise _unfinished(error) from error
 
-    def _same_in_new_part(self, record: DiskRecord, new_size: int) -> None:
-        """Where the kernels have grown the device by themselves, they take the new part for different."""
-        state = self._states.state(resource_name(record.id))
-        verified = self._store.get(VerificationRecord, record.id)
-        if state is None or not state.known_to_differ or (verified is not None and verified.failed):
+    def finish_growth(self, record: DiskRecord, was: int) -> None:
+        """See DiskKind: where the kernels have grown the device by themselves, they take the new part for different.
+
+        That is copied, unless more than the new part is known to differ, or something else was found. Conflict as long
+        as the two sides are not connected and at rest.
+        """
+        state = self._require_at_rest(record, "finished")
+        if not state.known_to_differ:
             return
-        if state.out_of_sync > new_size - record.size:
+        part = -(-(record.size - was) // _BITMAP_BLOCK) * _BITMAP_BLOCK
+        # Whoever hears of it first marks the disk, with what the kernel says.
+        verified = self._store.get(VerificationRecord, record.id)
+        found = verified is not None and verified.failed and verified.out_of_sync != state.out_of_sync
+        if found or state.out_of_sync > part:
             log.warning("hard drive %s was grown, and more of it than the new part is known to differ", record.id)
             return
         self._level(record)
+
+    def _require_at_rest(self, record: DiskRecord, what: str) -> ResourceState:
+        state = self._states.state(resource_name(record.id))
+        if state is None or not state.both_good or state.checking or state.copying:
+            raise Conflict(
+                text=f"Hard drive {record.id} can't be {what} now: its two sides are not connected, up "
+                f"to date and at rest: {describe(state)}"
+            )
+        return state
 
     def _grown(self, record: DiskRecord, minor: int, new_size: int) -> int:
         """How long the device is, once it is *new_size* at least."""
@@ -350,7 +370,8 @@ class ReplicatedDisks:
         for node, error in errors.items():
             log.error("the leg on node %s: %s", node, error)
         for error in sorted(errors.values(), key=lambda error: isinstance(error, NodeUnreachable)):
-            task.check()
+            if heed:
+                task.check()
             raise error
 
     def _wait(self, name: str, predicate: Callable[[ResourceState | None], bool], within: float) -> ResourceState:

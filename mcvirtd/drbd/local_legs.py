@@ -307,8 +307,10 @@ class LocalLegs:
         with self._alone(disk):
             volumes = self._volumes(backends.find(self._store, record.backend))
             data, metadata = replica_volumes(record.volume)
+            # What fails is to fail while the data's volume is as long as before. That may become longer than was asked.
+            volumes.grow(metadata, metadata_size(size), cancel=cancel)
             made = volumes.grow(data, size, cancel=cancel)
-            volumes.grow(metadata, metadata_size(made), cancel=cancel)
+            volumes.grow(metadata, metadata_size(made))
         return made
 
     def command(self, disk: str, command: LegCommand) -> None:

@@ -52,8 +52,8 @@ class Soundness:
         )
 
     def level(self, disk: DiskRecord) -> None:
-        """Copy the blocks that the kernel knows to differ from this node to the other one."""
-        self._resync.run(disk, self._node, full=False, failed=True)
+        """Copy the blocks that the kernel knows to differ from this node to the other one; Conflict if none."""
+        self._resync.run(disk, self._node, full=False, failed=False)
 
     def start(self) -> None:
         """Begin to watch."""

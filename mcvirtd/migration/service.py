@@ -75,8 +75,8 @@ class MigrationService(MigrationApi):
         if how.wait_for_shutdown:
             self._require(self._planner.prepare(name, how, by))
             waiting = Waiting(node=how.node, start_after=how.start_after, copy_storage=how.copy_storage, by=by)
-            self._waits.begin(name, waiting)
-            return self.wait(name, waiting)
+            with self._waits.at(name, waiting):
+                return self._wait(name, waiting)
         return self._migrate(name, how, by)
 
     def wait(self, name: str, waiting: Waiting) -> MigrationReport:
@@ -85,11 +85,14 @@ class MigrationService(MigrationApi):
         That may take days: NotPermitted if who asked for it may not have it (any more), before or after.
         """
         with self._waits.at(name):
-            self._waits.require(name, waiting)
-            self._waits.until_off(name, self._domains.machine(name).vm.uuid)
-            self._waits.require(name, waiting)
-            how = Migration(node=waiting.node, start_after=waiting.start_after, copy_storage=waiting.copy_storage)
-            return self._migrate(name, how, waiting.by)
+            return self._wait(name, waiting)
+
+    def _wait(self, name: str, waiting: Waiting) -> MigrationReport:
+        self._waits.require(name, waiting)
+        self._waits.until_off(name, self._domains.machine(name).vm.uuid)
+        self._waits.require(name, waiting)
+        how = Migration(node=waiting.node, start_after=waiting.start_after, copy_storage=waiting.copy_storage)
+        return self._migrate(name, how, waiting.by)
 
     def _migrate(self, name: str, how: Migration, by: str) -> MigrationReport:
         with self._locks.hold(f"vm:{name}"):

@@ -64,8 +64,7 @@ class Waits:
         if waiting.start_after:
             self._rights.require(caller, Permission.CHANGE_VM_POWER_STATE, name)
 
-    def begin(self, name: str, waiting: Waiting) -> None:
-        """Write down what is waited for."""
+    def _begin(self, name: str, waiting: Waiting) -> None:
         with self._store.change() as change:
             self.check(name)
             if change.get(VmRecord, name) is None:
@@ -82,22 +81,27 @@ class Waits:
                 change.edit(VmRecord, name, waiting=None)
 
     @contextmanager
-    def at(self, name: str) -> Iterator[None]:
-        """In the block somebody is at it; what ends it is that the block ends, but for the end of mcvirtd."""
+    def at(self, name: str, begun: Waiting | None = None) -> Iterator[None]:
+        """In the block somebody is at it; what ends it is that the block ends, but for the end of mcvirtd.
+
+        What is *begun* only now is written down first; who takes up what nobody is at, does not find it meanwhile.
+        """
         with self._lock:
             if name in self._here:
                 raise Conflict(text=f"Virtual machine '{name}' is waited for already.")
             self._here.add(name)
         try:
-            yield
-        finally:
+            if begun is not None:
+                self._begin(name, begun)
             try:
+                yield
+            finally:
                 if not self._stopping():
                     with current_task().shielded():
                         self.end(name)
-            finally:
-                with self._lock:
-                    self._here.discard(name)
+        finally:
+            with self._lock:
+                self._here.discard(name)
 
     def until_off(self, name: str, uuid: str) -> None:
         """Return when libvirt says that the guest is off; Conflict if the machine is another's, or nobody's, meanwhile.

@@ -113,6 +113,10 @@ class Disks:
             raise Conflict(text=f"Hard drive {record.id} can't be grown: {problem}")
         self._of(record).check_grow(record, new_size)
 
+    def finish_growth(self, record: DiskRecord, was: int) -> None:
+        """What is to be done once the record of a disk that had *was* bytes has its new size; it may be done again."""
+        self._of(record).finish_growth(record, was)
+
     def check_delete(self, record: DiskRecord) -> None:
         """Raise if the disk's volume can't be deleted now."""
         self._of(record).check_delete(record)

@@ -62,6 +62,9 @@ class DiskKind(Protocol):
     def grow(self, record: DiskRecord, new_size: int) -> int:
         """Make the disk at least *new_size* long and return what it is then; can be repeated after a crash."""
 
+    def finish_growth(self, record: DiskRecord, was: int) -> None:
+        """The record has the new size, after *was*: what is left to be done; can be repeated after a crash."""
+
     def activate(self, record: DiskRecord) -> str:
         """Make the disk ready for a guest of this node; returns its path."""
 

@@ -108,6 +108,9 @@ class LocalDisks:
         """Make the volume at least *new_size* long and return what it is then."""
         return self._volumes(record).grow(record.volume, new_size, cancel=current_task().cancelled)
 
+    def finish_growth(self, record: DiskRecord, was: int) -> None:
+        """Nothing is left to be done."""
+
     def activate(self, record: DiskRecord) -> str:
         """Make the volume ready for use on this node; returns its path."""
         return self._volumes(record).activate(record.volume)

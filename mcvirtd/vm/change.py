@@ -103,21 +103,29 @@ class Changes:
     def grow(self, disk: DiskRecord, size: int) -> None:
         """Make the disk *size* bytes long, also for a guest that runs."""
         with self._journal.transaction() as tx:
-            tx.redo("disk.finish_grow", disk=disk.id, size=size)
+            tx.redo("disk.finish_grow", disk=disk.id, size=size, was=disk.size)
             with step(f"Growing disk {disk.slot} to {format_size(size)}"):
                 try:
-                    self._finish_grow(disk.id, size)
+                    self._finish_grow(disk.id, size, disk.size)
                 except UndoIncomplete:
                     tx.leave_due()
                     raise
             tx.keep()
 
-    def _finish_grow(self, disk: str, size: int) -> None:
+    def _finish_grow(self, disk: str, size: int, was: int | None = None) -> None:
         record = self._store.get(DiskRecord, disk)
         if record is None:
             return
         with self._locks.hold(*([f"vm:{record.vm}"] if record.vm else [])):
             self._grow_locked(disk, size)
+        record = self._store.get(DiskRecord, disk)
+        if record is None or record.deleting or was is None:
+            return
+        try:
+            self._disks.finish_growth(record, was)
+        except McvirtError as error:
+            remains = "what is new of its two sides is made equal as soon as that can be done."
+            raise UndoIncomplete(text=str(error), remains=remains) from error
 
     def _grow_locked(self, disk: str, size: int) -> None:
         record = self._store.get(DiskRecord, disk)

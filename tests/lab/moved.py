@@ -148,10 +148,12 @@ def slow(cluster: Cluster) -> Iterator[None]:
     """Let a migration take its time: there is little to send of a guest this small."""
     for node in cluster.nodes:
         node.succeed("modprobe sch_netem; tc qdisc replace dev eth1 root netem rate 800kbit limit 40")
-    yield
-    for node in cluster.nodes:
-        if node.machine.is_on:
-            node.run("tc qdisc del dev eth1 root")
+    try:
+        yield
+    finally:
+        for node in cluster.nodes:
+            if node.machine.is_on:
+                node.run("tc qdisc del dev eth1 root")
 
 
 def sends(node: Node, name: str) -> bool:

@@ -11,7 +11,6 @@ not written yet: so power fails where a program has just done its work, which no
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from typing import Any
 
@@ -255,4 +254,6 @@ def test_while_disks_are_compared_and_copied(disks: tuple[Disk, Disk], death: st
     first.wait_until("mcvirt verify --all", within=120)
     for node in cluster.nodes:
         assert not any(disk["failed"] for disk in node.json("drbd", "list"))
-    assert resynced.returncode == 0 or resynced.stderr, json.dumps(vars(resynced))
+    # A client whose node died has no answer; else it was done, or it is said that it goes on by itself, or who is gone.
+    if resynced.returncode not in (0, 255):
+        assert any(word in resynced.stderr for word in ("by itself", "mcvirtd", "can't be reached")), vars(resynced)

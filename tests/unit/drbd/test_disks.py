@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
+from contextlib import suppress
+from typing import Any
 
 import msgspec
 import pytest
@@ -478,6 +480,23 @@ class TestGrow:
         assert here is not None
         assert here.role == role
 
+    def test_a_cancellation_leaves_no_side_growing(self, pair: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Else both could become longer after all, with nobody left to finish it."""
+        record, task, over = make(pair), Task("vm.update", "web1", "bob", "n1"), []
+        grow = pair.farther.grow
+
+        def late(*args: Any, **more: Any) -> int:
+            task.cancel("bob")
+            threading.Event().wait(0.5)
+            made: int = grow(*args, **more)
+            over.append(made)
+            return made
+
+        monkeypatch.setattr(pair.farther, "grow", late)
+        with working_for(task), suppress(TaskCancelled):
+            pair.disks.grow(record, 2 * GIB)
+        assert over == [2 * GIB]
+
     def test_again_is_as_good_as_once(self, pair: Pair) -> None:
         record = make(pair)
         pair.disks.grow(record, 2 * GIB)
@@ -529,20 +548,43 @@ class TestGrow:
         pair.kernels["n1"].fail_next("resize", fails)
         with pytest.raises(UndoIncomplete, match="unknown connection"):
             pair.disks.grow(record, 2 * GIB)
-        with pytest.raises(Conflict, match="not connected now"):
+        with pytest.raises(Conflict, match="at rest"):
             pair.disks.grow(record, 2 * GIB)
         cut(False)
         assert pair.kernels["n1"].device_size(1) == 2 * GIB
         assert pair.disks.grow(record, 2 * GIB) == 2 * GIB
-        assert pair.levelled == [record]
         assert pair.kernels["n1"].calls.count(("resize", resource_name(record.id))) == 1
 
-    def test_what_differs_in_the_part_that_there_was_is_not_copied_unasked(self, pair: Pair) -> None:
+    @pytest.mark.parametrize(
+        ("differs", "marked", "levelled"),
+        [
+            (GIB, 0, True),
+            (GIB, GIB, True),  # who saw it first has marked it
+            (GIB, 4096, False),  # something else was found
+            (GIB + 4096, GIB + 4096, False),  # some of it in the part that there was
+            (0, 0, False),
+        ],
+    )
+    def test_only_what_differs_in_the_new_part_is_made_equal_unasked(
+        self, pair: Pair, differs: int, marked: int, levelled: bool
+    ) -> None:
+        record = msgspec.structs.replace(make(pair), size=2 * GIB)
+        pair.kernels["n1"].put(resource_name(record.id), out_of_sync=differs)
+        if marked:
+            with pair.store.change() as change:
+                change.put(VerificationRecord(disk=record.id, failed=True, out_of_sync=marked))
+        pair.disks.finish_growth(record, GIB)
+        assert pair.levelled == ([record] if levelled else [])
+
+    @pytest.mark.parametrize("replication", ["SyncSource", "VerifyS", "Off"])
+    def test_sides_that_are_not_at_rest_are_left_for_later(self, pair: Pair, replication: str) -> None:
+        """And nothing is waited for: others want the machine."""
         record = make(pair)
-        for kernel in pair.kernels.values():
-            kernel.differs[resource_name(record.id)] = 2 * GIB
-        assert pair.disks.grow(record, 2 * GIB) == 2 * GIB
-        assert pair.levelled == []
+        pair.kernels["n1"].put(resource_name(record.id), replication=replication, out_of_sync=4096)
+        for act in (lambda: pair.disks.finish_growth(record, 4096), lambda: pair.disks.grow(record, 2 * GIB)):
+            with pytest.raises(Conflict, match="at rest"):
+                act()
+        assert pair.levelled == [] and not pair.kernels["n1"].calls.count(("resize", resource_name(record.id)))
 
 
 class TestRoles:

@@ -4,16 +4,21 @@ from __future__ import annotations
 
 import errno
 import os
+import queue
 import socket
 import stat
+import struct
 import tempfile
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
+import msgspec
 import pytest
 
 from mcvirt.errors import LibvirtUnreachable, NodeUnreachable
+from mcvirt.rpc.codec import Reply
 from mcvirt.rpc.transport import Connection
 from mcvirtd.migration import sockets
 from mcvirtd.migration.sockets import CHANNELS, Channel
@@ -180,3 +185,64 @@ def test_nothing_but_qemu_is_at_the_other_end(places: Path) -> None:
             sockets.reach("memory", "web1", "qemu:///system", "n2")
         uri = f"qemu:///system?socket={places / 'libvirt-sock'}"
         sockets.reach("libvirt", "web1", uri, "n2").close()
+
+
+# --- what libvirt there was told ------------------------------------------------------------------------------------
+
+
+class Wire:
+    """A connection to the other node, of which the test has the far end."""
+
+    def __init__(self) -> None:
+        with socket.create_server(("127.0.0.1", 0)) as door:
+            self._near = socket.create_connection(door.getsockname())
+            self.far, _ = door.accept()
+        self.far.settimeout(WITHIN)
+
+    def call(self, *_: object, **__: object) -> bytes:
+        return msgspec.json.encode(Reply())
+
+    def socket(self) -> socket.socket:
+        return self._near
+
+    def close(self) -> None:
+        self._near.close()
+
+
+def message(program: int) -> bytes:
+    return struct.pack(">II", 28, program) + bytes(20)
+
+
+def test_whether_libvirt_there_may_have_let_the_guest_run(places: Path) -> None:
+    remote, keepalive = 0x20008086, 0x6B656570
+    dialled: queue.Queue[Wire] = queue.Queue()
+
+    def dial() -> Any:
+        wire = Wire()
+        dialled.put(wire)
+        return wire
+
+    tunnel = Tunnel("web1", (os.geteuid(), os.getegid()), dial, disks=0)
+    tunnel.open()
+    try:
+        with connect("libvirt") as client:
+            wire = dialled.get(timeout=WITHIN)
+
+            def says(program: int) -> None:
+                client.sendall(message(program))
+                assert wire.far.recv(28, socket.MSG_WAITALL) == message(program)
+
+            says(remote)  # to prepare
+            assert not tunnel.begun and not tunnel.asked_to_run
+            with connect("memory") as memory:
+                memory.sendall(b"x")
+                assert dialled.get(timeout=WITHIN).far.recv(1) == b"x"
+                assert tunnel.begun and not tunnel.asked_to_run
+                says(keepalive)
+                assert not tunnel.asked_to_run
+                says(remote)  # all was sent
+                assert tunnel.asked_to_run
+                wire.far.close()
+                assert tunnel.lost.wait(WITHIN) and tunnel.asked_to_run
+    finally:
+        tunnel.close()

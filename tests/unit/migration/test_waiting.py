@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from mcvirt.errors import NotPermitted
+from mcvirt.errors import Conflict, NotPermitted
 from mcvirt.permissions import Permission
 from mcvirt.types.migration import Waiting
 from mcvirtd.auth.rights import Rights
@@ -74,11 +74,25 @@ def test_wait_of_an_earlier_process_ends_when_it_is_not_allowed_any_more(
     monkeypatch.setattr(waits, "until_off", None)  # it does not come to that
     wait = Waiting(node="n2", by="bob", start_after=True)
     give(world, "bob", BOTH[0])
-    waits.begin("web1", wait)
+    waits._begin("web1", wait)
     assert waits.left() == {"web1": wait}
     with pytest.raises(NotPermitted, match="CHANGE_VM_POWER_STATE"):
         service.wait("web1", wait)
     assert waits.left() == {} and world.record().waiting is None
+
+
+def test_who_begins_to_wait_is_at_it_from_the_first_moment_on(world: World, waits: Waits) -> None:
+    """Else a timer could take it up in between, and who has asked for it would be refused."""
+    left: list[dict[str, Waiting]] = []
+    world.store.subscribe(lambda _: left.append(waits.left()))
+    with waits.at("web1", Waiting(node="n2", by="bob")):
+        pass
+    assert left == [{}, {}] and world.record().waiting is None
+    wait = Waiting(node="n3", by="bob")
+    waits._begin("web1", wait)
+    with pytest.raises(Conflict, match="waits already"), waits.at("web1", Waiting(node="n2", by="bob")):
+        pass
+    assert waits.left() == {"web1": wait}
 
 
 def test_rights_are_asked_for_again_when_the_guest_is_off(

@@ -282,3 +282,51 @@ def test_what_failed_with_the_node_is_tried_again_some_times(
     machines.autostart.stop()
     counts = {name: machines.started.count(name) for name in ("good", "second", "never", "now", "slow")}
     assert counts == {"good": 1, "second": 2, "never": 4, "now": 4, "slow": 1}
+
+
+def test_what_somebody_has_started_meanwhile_is_not_started_again(
+    machines: Machines, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It may have been stopped since, and that was meant."""
+    monkeypatch.setattr(autostart_module, "_AGAIN_AFTER", (0.5, 0.5, 0.5))
+    monkeypatch.setattr(autostart_module, "_ASK_AGAIN", 0.01)
+    machines.fails = {"boot": VmLocked(name="boot"), "other": VmLocked(name="other")}
+    machines.stopped = {"boot": AutoStart.ON_BOOT, "other": AutoStart.ON_BOOT}
+    machines.autostart.start()
+    machines.wait(lambda: len(machines.started) == 2)
+    seen = machines.listed
+    with machines.changed:
+        del machines.stopped["boot"]
+        assert machines.changed.wait_for(lambda: machines.listed > seen + 1, SOON)
+        machines.stopped["boot"] = AutoStart.ON_BOOT
+    machines.wait(lambda: machines.started.count("other") == 3)
+    machines.autostart.stop()
+    assert machines.started.count("boot") == 1
+
+
+def test_one_that_waits_again_and_again_is_given_up_after_as_many_tries(
+    machines: Machines, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(autostart_module, "_AGAIN_AFTER", (0.02, 0.02, 0.02))
+    monkeypatch.setattr(autostart_module, "_ASK_AGAIN", 0.01)
+    seen: list[int] = []
+
+    def unsettled(_: str) -> bool:
+        """For a moment after each start."""
+        seen.append(len(machines.started))
+        return seen.count(seen[-1]) == 1
+
+    machines.fails = {"boot": VmLocked(name="boot")}
+    machines.stopped = {"boot": AutoStart.ON_BOOT}
+    machines.autostart = Autostart(
+        store=machines.store,
+        vms=machines.vms,
+        start=machines.start,
+        libvirt_ready=machines.ready,
+        unsettled=unsettled,
+    )
+    machines.autostart.start()
+    machines.wait(lambda: machines.started.count("boot") == 4)
+    with machines.changed:
+        assert not machines.changed.wait_for(lambda: machines.started.count("boot") > 4, 0.3)
+    machines.autostart.stop()
