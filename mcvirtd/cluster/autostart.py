@@ -99,8 +99,8 @@ class Autostart:
             )
         if self._late:
             found.append(
-                "these virtual machines are started once it is settled where they are, and their disks here have got "
-                f"what they missed: {', '.join(sorted(self._late))}."
+                "those of these virtual machines that start by themselves are started once it is settled where they "
+                f"are, and their disks here have got what they missed: {', '.join(sorted(self._late))}."
             )
         return tuple(found)
 

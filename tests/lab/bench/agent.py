@@ -65,12 +65,12 @@ class Agent:
         """Every replicated disk."""
         return _timed(self._client.verification.verify_all)
 
-    def migrate(self, name: str, node: str, online: bool, max_downtime: int | None = None) -> dict[str, Any]:
+    def migrate(self, name: str, node: str, online: bool) -> dict[str, Any]:
         """To the other node."""
         steps: list[Any] = []
         begun = time.time()
         self._client.follower.progress = lambda info: steps.append((time.time() - begun, info))
-        how = Migration(node=node, online=online, max_downtime=max_downtime)
+        how = Migration(node=node, online=online)
         measured = _timed(lambda: steps.append(self._client.migrations.migrate(name, how)))
         report = steps.pop()
         times = {step.name: round(at, 3) for at, info in reversed(steps) for step in info.steps}
