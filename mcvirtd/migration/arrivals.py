@@ -88,6 +88,7 @@ class Arrivals(ArrivalApi):
         self._replicas = replicas
         self._lock = threading.Lock()
         self._expected: dict[str, Expected] = {}
+        self._defined: dict[str, str] = {}  # what libvirt was told of those that come while they are off
         self._carried: dict[str, set[ssl.SSLSocket]] = {}
 
     def expects(self, name: str) -> bool:
@@ -290,7 +291,7 @@ class Arrivals(ArrivalApi):
         with self._locks.hold(f"vm:{name}"):
             machine = self._machine(name)
             self._check_domains(machine.vm)
-            self._domains.define(machine)
+            self._defined[name] = self._domains.define(machine)
 
     # --- the end ------------------------------------------------------------------------------------------------------
 
@@ -301,10 +302,11 @@ class Arrivals(ArrivalApi):
                 raise Conflict(text=f"Virtual machine '{name}' is registered on node '{machine.vm.node}'.")
             for disk in machine.disks:
                 self._copies.forget(disk.id)
+            defined = self._defined.get(name, "")
             self._forget(name)
             self._replicas.settle_in(machine.disks)
-            self._domains.define(machine)
             state = self._hypervisor.look(machine.vm.uuid)
+            self._domains.define(machine, "" if state is None or state.active else defined)
             if state is not None and state.active and not state.running and state.reason == "migrating":
                 self._hypervisor.resume(machine.vm.uuid)
 
@@ -342,6 +344,7 @@ class Arrivals(ArrivalApi):
 
     def _forget(self, name: str) -> None:
         self._expectations.end(name)
+        self._defined.pop(name, None)
         expected = self._expected.pop(name, None)
         with self._lock:
             carried = list(self._carried.get(name, ()))

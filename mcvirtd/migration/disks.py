@@ -48,7 +48,13 @@ class MigrationDisks(Protocol):
         """The guest has left this node (or was off), and the records do not say so yet."""
 
     def finish(self, disks: Sequence[DiskRecord], ticket: Ticket) -> None:
-        """The records say that the machine is on the other node: nothing of the disks is needed here."""
+        """The records say that the machine is on the other node: nothing of the disks is needed here.
+
+        Meanwhile the other node does the same for what it needed until then.
+        """
+
+    def part(self, disks: Sequence[DiskRecord], ticket: Ticket) -> None:
+        """All is done on both nodes: what can be made good without haste."""
 
     def abandon(self, disks: Sequence[DiskRecord], ticket: Ticket) -> None:
         """The machine stays here. What the other node has made of its own, it was told to drop before."""
@@ -77,6 +83,9 @@ class SharedDisks:
 
     def finish(self, disks: Sequence[DiskRecord], ticket: Ticket) -> None:
         """Nothing is left here."""
+
+    def part(self, disks: Sequence[DiskRecord], ticket: Ticket) -> None:
+        """Nothing was changed."""
 
     def abandon(self, disks: Sequence[DiskRecord], ticket: Ticket) -> None:
         """Nothing was begun."""
@@ -118,7 +127,10 @@ class CopiedDisks:
     def switch(self, disks: Sequence[DiskRecord], ticket: Ticket) -> None:
         """Nothing: they have been copied to the last byte."""
 
-    def finish(self, disks: Sequence[DiskRecord], ticket: Ticket) -> None:  # noqa: ARG002
+    def finish(self, disks: Sequence[DiskRecord], ticket: Ticket) -> None:
+        """Nothing: what is here is kept until the other node is done, too."""
+
+    def part(self, disks: Sequence[DiskRecord], ticket: Ticket) -> None:  # noqa: ARG002
         for disk in disks:
             self._copies.drop(disk.id, disk.backend, disk.volume)
 
@@ -158,7 +170,7 @@ class DisksOfMachines:
         return disk.storage_type is StorageType.LOCAL and (backend is None or not backend.shared)
 
     def each(self, act: str, machine: Machine, ticket: Ticket) -> None:
-        """Do `prepare`, `let_go`, `switch`, `finish`, `abandon` or `mend` for all of them."""
+        """Do `prepare`, `let_go`, `switch`, `finish`, `part`, `abandon` or `mend` for all of them."""
         for kind, disks in self.by_kind(machine):
             do: Any = getattr(kind, act)
             do(disks, ticket)

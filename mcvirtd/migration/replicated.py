@@ -98,12 +98,16 @@ class ReplicatedDisks:
         """See MigrationDisks."""
         for disk in disks:
             self._roles.demote(disk)
-            self._windows.close(resource_name(disk.id))
 
     def finish(self, disks: Sequence[DiskRecord], ticket: Ticket) -> None:
         """See MigrationDisks."""
         self._stop_renewing(ticket.name)
         self.switch(disks, ticket)
+        for disk in disks:
+            self._windows.close(resource_name(disk.id))
+
+    def part(self, disks: Sequence[DiskRecord], ticket: Ticket) -> None:
+        """See MigrationDisks."""
         if ticket.online:
             for disk in disks:
                 self._rejoining.give_way(disk)

@@ -116,7 +116,9 @@ class Sending:
     def _show(self, progress: Progress, journey: Journey, size: int) -> None:
         current_task().check()
         if not self._tunnel.begun:
-            return  # libvirt still prepares, which may take long, and there is no job to measure
+            # libvirt still prepares, which may take long, and there is no job to measure.
+            self._measured = time.monotonic()
+            return
         now, waits = time.monotonic(), journey.max_downtime is not None and not self._limited
         if now - self._measured < _MEASURE_EVERY and not waits:
             return

@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from typing import Any, Literal
 
@@ -166,8 +167,11 @@ class Settlement:
 
     def _finish(self, ticket: Ticket, machine: Machine) -> Outcome:
         self._off(ticket.uuid)
-        self._ask(ticket.target, "finish", name=ticket.name)
-        self._disks.each("finish", machine, ticket)
+        with ThreadPoolExecutor(1, thread_name_prefix="finish") as pool:
+            there = pool.submit(self._ask, ticket.target, "finish", name=ticket.name)
+            self._disks.each("finish", machine, ticket)
+            there.result()
+        self._disks.each("part", machine, ticket)
         return "there"
 
     def _clear_here(self, ticket: Ticket, vm: VmRecord | None) -> None:
@@ -177,6 +181,7 @@ class Settlement:
                 self._hypervisor.undefine(ticket.uuid)
         if vm is not None and vm.uuid == ticket.uuid:
             self._disks.each("finish", self._domains.machine(ticket.name), ticket)
+            self._disks.each("part", self._domains.machine(ticket.name), ticket)
 
     def _abandon_there(self, ticket: Ticket) -> None:
         if self._store.get(NodeRecord, ticket.target) is not None:

@@ -87,9 +87,15 @@ class Domains:
             except McvirtError as error:
                 raise LibvirtUnreachable(node=self._node, uri="its socket", reason=f"{error}") from None
 
-    def define(self, machine: Machine) -> None:
-        """Define the domain from *machine*; a running one takes it over at its next start."""
-        self._hypervisor.define(domain_xml(self._designs.design(machine)))
+    def define(self, machine: Machine, before: str = "") -> str:
+        """Define the domain from *machine*; a running one takes it over at its next start.
+
+        Returns what the domain is now, for who may do it again: libvirt need not hear it if *before* was just that.
+        """
+        description = domain_xml(self._designs.design(machine))
+        if description != before:
+            self._hypervisor.define(description)
+        return description
 
     def align(self, machine: Machine) -> None:
         """Make the domain what *machine* says, its running devices included."""

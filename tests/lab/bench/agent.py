@@ -122,8 +122,9 @@ class Agent:
 
         return _timed(act)
 
-    def online_by_hand(self, name: str, resource: str) -> dict[str, Any]:
+    def online_by_hand(self, name: str, resource: str, encrypted: bool) -> dict[str, Any]:
         """Both Primary, the guest sent with the flags that mcvirtd gives, and one Primary again."""
+        flags = _FLAGS | (libvirt.VIR_MIGRATE_TLS if encrypted else 0)
         found: dict[str, Any] = {}
         allow, refuse = (f"drbdadm net-options --allow-two-primaries={word} {resource}" for word in ("yes", "no"))
 
@@ -132,7 +133,7 @@ class Agent:
             self._over_there(f"drbdadm primary {resource}")
             far = libvirt.open(f"qemu+tcp://{self._there}:{LIBVIRT}/system")
             domain = self._libvirt.lookupByName(name)
-            moved = domain.migrate3(far, {libvirt.VIR_MIGRATE_PARAM_URI: f"tcp://{self._there}"}, _FLAGS)
+            moved = domain.migrate3(far, {libvirt.VIR_MIGRATE_PARAM_URI: f"tcp://{self._there}"}, flags)
             found["downtime"] = moved.jobStats(libvirt.VIR_DOMAIN_JOB_STATS_COMPLETED).get("downtime")
             far.close()
             _shell(f"drbdadm secondary {resource}")

@@ -34,4 +34,14 @@ def create(cluster: Cluster, node: Node, size: str) -> str:
     )
 
 
+# QEMU's own encryption between members of the cluster, with the keys that they have.
+KEYS = """
+mkdir -p /etc/pki/qemu
+install -m 444 /var/lib/mcvirt/pki/ca.pem /etc/pki/qemu/ca-cert.pem
+for side in server client; do
+    install -m 444 /var/lib/mcvirt/pki/node.crt /etc/pki/qemu/$side-cert.pem
+    install -m 400 -o libvirt-qemu /var/lib/mcvirt/pki/node.key /etc/pki/qemu/$side-key.pem
+done
+"""
+
 REMOVE = f"drbdadm down {NAME}; rm /etc/drbd.d/{NAME}.res; lvremove -qq -f {GROUP}/{NAME} {GROUP}/{NAME}-meta"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 
 from tests.bench.rows import Row
+from tests.lab.bench import by_hand
 from tests.lab.bench.by_hand import MEMORY
 from tests.lab.bench.hands import Agents
 from tests.lab.bench.measured import MIB, THIN, Say, row
@@ -15,6 +16,7 @@ WITHIN = 720.0
 """Seconds: a machine that has other things to do migrates less often."""
 PAIRS = 5
 OFFLINE = 5
+PLAIN, ENCRYPTED = "by hand", "by hand, encrypted"
 
 
 def _guest(agents: Agents) -> Guest:
@@ -48,10 +50,11 @@ def online(agents: Agents, say: Say) -> list[Row]:
     cluster = agents.cluster
     guest = _guest(agents)
     guest.install()
+    cluster.lab.each(lambda node: node.succeed(by_hand.KEYS))
     cluster[1].mcvirt("start", "web1", within=120)
     events = Events(cluster)
-    totals: dict[str, list[float]] = {"ours": [], "by hand": []}
-    downs: dict[str, list[float]] = {"ours": [], "by hand": []}
+    totals: dict[str, list[float]] = {"ours": [], PLAIN: [], ENCRYPTED: []}
+    downs: dict[str, list[float]] = {"ours": [], PLAIN: [], ENCRYPTED: []}
     ticks, on, whole = guest.counts(cluster[1], boots=1), 1, 0
     begun = time.monotonic()
     for number in range(MIGRATIONS):
@@ -68,11 +71,13 @@ def online(agents: Agents, say: Say) -> list[Row]:
         whole += guest.rests() == on
         if on == 1 and number * PAIRS // MIGRATIONS != (number - 2) * PAIRS // MIGRATIONS:
             with guest.in_nobodys_care():
-                for here in (1, 2):
-                    measured = agents[here].ask("online_by_hand", name="web1", resource=guest.resource)
-                    totals["by hand"].append(measured["seconds"])
-                    downs["by hand"].append(float(measured["downtime"]))
-                    say(f"online {number} by hand: {measured}")
+                for how in (PLAIN, ENCRYPTED):
+                    for here in (1, 2):
+                        words = {"name": "web1", "resource": guest.resource, "encrypted": how == ENCRYPTED}
+                        measured = agents[here].ask("online_by_hand", **words)
+                        totals[how].append(measured["seconds"])
+                        downs[how].append(float(measured["downtime"]))
+                        say(f"online {number} {how}: {measured}")
             ticks = guest.counts(cluster[1], boots=1, beyond=ticks)
     lost = events.other_than_connected()
     say(f"events of other connections than good ones: {lost}")
@@ -81,7 +86,9 @@ def online(agents: Agents, say: Say) -> list[Row]:
     about = "migrations of a guest that writes, all it wrote there, and DRBD's connection never lost"
     good = 0 if lost else whole
     return [
-        row("drbd_online", totals["ours"][2:], totals["by hand"], "a running machine to the other node"),
-        row("drbd_online_downtime", downs["ours"][2:], downs["by hand"], "while the guest stood still", "ms"),
+        row("drbd_online", totals["ours"][2:], totals[ENCRYPTED], "a running machine to the other node"),
+        row("drbd_online_plain", totals["ours"][2:], totals[PLAIN], "beside one that anybody can read"),
+        row("drbd_online_downtime", downs["ours"][2:], downs[ENCRYPTED], "while the guest stood still", "ms"),
+        row("drbd_online_downtime_plain", downs["ours"][2:], downs[PLAIN], "beside one that anybody can read", "ms"),
         Row(name="drbd_migrations", ours=good, yardstick=MIGRATIONS, unit="", about=about),
     ]

@@ -328,3 +328,20 @@ def test_who_sends_it_says_so_to_whom_it_goes(target: Target) -> None:
         Ticket(name="web1", uuid=target.uuid, source="n1", target="n2", online=True, copied=(), by="bob", begun=0)
     ]
     assert sends("n2") and not sends("n3")
+
+
+@pytest.mark.parametrize("lost_meanwhile", [False, True])
+def test_what_comes_while_it_is_off_is_defined_once(target: Target, lost_meanwhile: bool) -> None:
+    defined: list[str] = []
+    define = target.world.hypervisor.define
+    target.world.hypervisor.define = lambda xml: [defined.append(xml), define(xml)][1]  # type: ignore[method-assign,func-returns-value]
+    assert target.told(lambda: target.arrivals.expect(target.traveller())) is None
+    assert target.told(lambda: target.arrivals.define("web1")) is None
+    if lost_meanwhile:
+        target.world.hypervisor.undefine(target.uuid)
+    with target.world.store.change() as change:
+        change.edit(VmRecord, "web1", node="n1", nodes=("n1",))
+    for _ in range(2):  # the second time nobody knows any more what libvirt was told
+        assert target.told(lambda: target.arrivals.finish("web1")) is None
+        assert target.world.hypervisor.state(target.uuid) is not None
+    assert len(defined) == (3 if lost_meanwhile else 2) and len(set(defined)) == 1

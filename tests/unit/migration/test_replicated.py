@@ -209,13 +209,16 @@ def test_online_both_may_write_until_the_guest_has_gone(way: Way) -> None:
     way.here.kernel.open.clear()
     way.there.kernel.open.add(way.name)
     way.disks.switch([way.disk], way.ticket())
-    assert way.roles() == ["Secondary", "Primary"] and way.allowed() == [False, True]
-    way.arriving.settle_in([way.disk])
+    assert way.roles() == ["Secondary", "Primary"] and way.allowed() == [True, True]
     way.disks.finish([way.disk], way.ticket())
+    assert way.allowed() == [False, True]
+    way.arriving.settle_in([way.disk])
+    way.disks.part([way.disk], way.ticket())
     assert way.allowed() == [False, False] and not way.there.meeting.given_way
     for _ in range(2):  # as often as anybody likes
         way.disks.finish([way.disk], way.ticket())
         way.arriving.settle_in([way.disk])
+        way.disks.part([way.disk], way.ticket())
     assert way.roles() == ["Secondary", "Primary"]
 
 
@@ -301,6 +304,7 @@ def test_the_side_that_was_left_gives_way(way: Way) -> None:
     way.there.kernel.written[way.name] = 8192
     way.disks.switch([way.disk], way.ticket())
     way.disks.finish([way.disk], way.ticket())
+    way.disks.part([way.disk], way.ticket())
     assert way.here.meeting.given_way == ["n1"] and way.roles() == ["Secondary", "Primary"]
 
 
