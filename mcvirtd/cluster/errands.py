@@ -23,6 +23,7 @@ log = logging.getLogger(__name__)
 FOLLOW_FOR = 1.0
 # A task goes on while its node can't be asked for it: a link that is cut for a moment, a daemon that systemd restarts.
 RETURNS_WITHIN = 30.0
+ASK_AGAIN_AFTER = 0.5
 _news = msgspec.json.Decoder(TaskNews)
 
 
@@ -56,7 +57,10 @@ class Errands:
                     told = self._cancel(node, reply.task, caller)
                 news = _news.decode(self._forward(node, "task.follow", following, caller).ok)
             except NodeUnreachable as error:
-                away_since = time.monotonic() if away_since is None else away_since
+                if away_since is None:
+                    away_since = time.monotonic()
+                else:  # it answers heartbeats, and this not
+                    task.cancelled.wait(ASK_AGAIN_AFTER)
                 left = away_since + RETURNS_WITHIN - time.monotonic()
                 if left <= 0 or task.cancelled.is_set() or not self._returns(node, left):
                     raise AnswerLost(node=node, reason=f"{_reason(error)} Task {reply.task} may go on there.") from None

@@ -124,6 +124,17 @@ def test_a_node_that_stays_away_is_given_up_and_what_may_go_on_there_is_said(mon
         run(other)
 
 
+def test_a_node_that_answers_heartbeats_and_nothing_else_is_asked_now_and_then(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("mcvirtd.cluster.errands.RETURNS_WITHIN", 0.4)
+    monkeypatch.setattr("mcvirtd.cluster.errands.ASK_AGAIN_AFTER", 0.1)
+    other = OtherNode(Reply(task="t1"), *[AWAY] * 1000)
+    with pytest.raises(AnswerLost):
+        run(other)
+    assert 2 < len(other.asked) < 10
+
+
 def test_who_cancels_it_does_not_wait_for_a_node_that_is_away() -> None:
     task = Task("x", "", "alice", "n1")
     task.cancel("alice")
