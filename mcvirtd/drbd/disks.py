@@ -221,20 +221,17 @@ class ReplicatedDisks:
         meet anew, their kernels take the new length by themselves. So that is to be finished, by another call.
         """
         name = resource_name(record.id)
-        cancel = current_task().cancelled
         if not self._states.alive:  # as before DRBD is read at the start: nobody is to wait for that
             raise Conflict(text=f"Hard drive {record.id} can't be grown: DRBD's events can't be read on this node now.")
         self._require_at_rest(record, "grown")  # whoever tries it again must not keep others from the machine
+        current_task().check()
         try:
-            # To its end on each: a side whose growth goes on after the task has ended could be the second that grows.
-            self._on_each(
-                record.nodes, lambda node: self._legs(node).grow(record.id, new_size, cancel=cancel), heed=False
-            )
+            # To its end on each, whoever cancels it: a side whose growth goes on after the task has ended could be the
+            # second that grows, and one that is made shorter again may be in use by then, for the kernels take a new
+            # length by themselves when they meet.
+            self._on_each(record.nodes, lambda node: self._legs(node).grow(record.id, new_size), heed=False)
         except NodeUnreachable as error:
             raise _unfinished(error) from error
-        except TaskCancelled:
-            current_task().check()  # says who cancelled it
-            raise
         try:
             with current_task().shielded():
                 state = self._wait(name, _both_good, CONNECT_WITHIN)

@@ -91,7 +91,7 @@ class Legs(Protocol):
 
     def drop(self, disk: str, backend: str) -> None: ...
 
-    def grow(self, disk: str, size: int, *, cancel: threading.Event | None = None) -> int: ...
+    def grow(self, disk: str, size: int) -> int: ...
 
     def command(self, disk: str, command: LegCommand) -> None: ...
 
@@ -300,7 +300,7 @@ class LocalLegs:
             log.warning("DRBD resource %s is disconnected by force: %s", name, error)
             self._verbs.disconnect(name, force=True)
 
-    def grow(self, disk: str, size: int, *, cancel: threading.Event | None = None) -> int:
+    def grow(self, disk: str, size: int) -> int:
         """Make the volumes long enough."""
         check_size(size)
         record = self._known(disk)
@@ -308,8 +308,8 @@ class LocalLegs:
             volumes = self._volumes(backends.find(self._store, record.backend))
             data, metadata = replica_volumes(record.volume)
             # What fails is to fail while the data's volume is as long as before. That may become longer than was asked.
-            volumes.grow(metadata, metadata_size(size), cancel=cancel)
-            made = volumes.grow(data, size, cancel=cancel)
+            volumes.grow(metadata, metadata_size(size))
+            made = volumes.grow(data, size)
             volumes.grow(metadata, metadata_size(made))
         return made
 

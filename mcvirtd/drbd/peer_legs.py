@@ -47,9 +47,8 @@ class PeerLegs:
         """See Legs."""
         self._ask("drop_leg", ACT_WITHIN, disk=disk, backend=backend)
 
-    def grow(self, disk: str, size: int, *, cancel: threading.Event | None = None) -> int:
+    def grow(self, disk: str, size: int) -> int:
         """See Legs."""
-        del cancel
         return msgspec.json.decode(self._ask("grow_leg", _within(size), disk=disk, size=size), type=int)
 
     def command(self, disk: str, command: LegCommand) -> None:

@@ -18,6 +18,7 @@ import msgspec
 from mcvirt.errors import DeadlinePassed, DrbdUnavailable, McvirtError, TaskCancelled
 from mcvirt.types.drbd import ResourceState
 from mcvirtd.drbd.status import GAP, Event, Picture, Progress, parse
+from mcvirtd.host.drbd_numbers import device_size
 
 log = logging.getLogger(__name__)
 
@@ -66,12 +67,19 @@ class Followed:
 class Reader:
     """The states of all resources here. Subscribers are called in order, by the thread that reads: they must be quick.
 
-    *split* are resources whose sides have refused each other's data before this reader began.
+    *split* are resources whose sides have refused each other's data before this reader began. *device_size* is asked
+    how long a minor is.
     """
 
-    def __init__(self, source: Source, split: Callable[[], Sequence[str]] = tuple) -> None:
+    def __init__(
+        self,
+        source: Source,
+        split: Callable[[], Sequence[str]] = tuple,
+        device_size: Callable[[int], int] = device_size,
+    ) -> None:
         self._source = source
         self._split = split
+        self._device_size = device_size
         self._changed = threading.Condition()
         self._picture = Picture()
         self._complete = False
@@ -113,7 +121,12 @@ class Reader:
 
     def state(self, resource: str) -> ResourceState | None:
         """The resource as it is; None if the kernel has none of that name."""
-        return self._states.get(resource)
+        state = self._states.get(resource)
+        if state is None or state.minor is None:
+            return state
+        # A device that has grown says so with the next event that it has for another reason, which may be long after.
+        size = self._device_size(state.minor)
+        return state if size in (0, state.size) else msgspec.structs.replace(state, size=size)
 
     def all(self) -> Mapping[str, ResourceState]:
         """All resources: a snapshot that does not change any more."""

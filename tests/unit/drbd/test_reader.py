@@ -63,6 +63,20 @@ def good(state: ResourceState | None) -> bool:
     return state is not None and state.both_good
 
 
+def test_a_device_that_has_grown_is_as_long_as_it_is_though_no_event_says_so(kernel: Kernel) -> None:
+    sizes = {7: 0}
+    reader = Reader(kernel, device_size=lambda minor: sizes[minor])
+    reader.start()
+    kernel.say(f"exists resource name:{NAME} role:Secondary suspended:no")
+    kernel.say(f"exists device name:{NAME} volume:0 minor:7 disk:UpToDate size:1024", "exists -")
+    assert reader.wait_alive(SOON)
+    for size, told in ((0, 1024**2), (4 * 1024**2, 4 * 1024**2)):  # one that the kernel does not list has none there
+        sizes[7] = size
+        state = reader.state(NAME)
+        assert state is not None and state.size == told
+    reader.stop()
+
+
 def test_nothing_is_known_before_all_that_exists_was_told(kernel: Kernel, reader: Reader) -> None:
     kernel.say(f"exists resource name:{NAME} role:Secondary suspended:no")
     with pytest.raises(DeadlinePassed, match="can't be read"):
