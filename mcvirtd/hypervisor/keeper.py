@@ -21,19 +21,22 @@ LAST_RETRY = 5.0
 # A libvirtd that has just started still finds out which of its guests live, and tells nobody of those that do not.
 FIRST_REVIEW = 0.5
 LAST_REVIEW = 60.0
+# A guest stands still for a fraction of a second before it goes on elsewhere, and it all counts for those who use it:
+# nobody asks libvirtd meanwhile, and tells all nodes, that it does. Where it goes on, or ends, is an event of its own.
+LEAVES_WITHIN = 2.0
 
 
 class Link:
     """libvirtd from the making of a connection to its end: *conn*, for the keeper's own use, tells events and is the
     first to know of the end; *calls* has the connections for everybody else. *touched* are domains to look at, and
-    *version* is libvirtd's."""
+    when, and *version* is libvirtd's."""
 
     def __init__(self, conn: Any, calls: Pool) -> None:
         self.conn = conn
         self.calls = calls
         self.version = ""
         self.lost: str | None = None
-        self.touched: set[str] = set()
+        self.touched: dict[str, float] = {}
         self.callbacks: list[int] = []
         self.consoles: weakref.WeakSet[Console] = weakref.WeakSet()
 
@@ -151,12 +154,13 @@ class Keeper:
         review = time.monotonic() + interval
         while True:
             with self._changed:
-                self._changed.wait_for(
-                    lambda: self._closed or link.lost or link.touched, max(0.0, review - time.monotonic())
-                )
+                self._wait_for_touched(link, review)
                 if self._closed or link.lost:
                     return
-                touched, link.touched = link.touched, set()
+                now = time.monotonic()
+                touched = [uuid for uuid, due in link.touched.items() if due <= now]
+                for uuid in touched:
+                    del link.touched[uuid]
             for uuid in touched:
                 self._read(link, uuid)
             if time.monotonic() >= review:
@@ -179,9 +183,19 @@ class Keeper:
             link.lost = link.lost or why
             self._changed.notify_all()
 
-    def _touch(self, link: Link, uuid: str) -> None:
+    def _wait_for_touched(self, link: Link, until: float) -> None:
+        """Return when a domain is to be read, or at *until*, or when there is nothing to wait for any more."""
+        while not self._closed and not link.lost:
+            left = min(until, *link.touched.values()) - time.monotonic() if link.touched else until - time.monotonic()
+            if left <= 0:
+                return
+            self._changed.wait(left)
+
+    def _touch(self, link: Link, uuid: str, after: float = 0.0) -> None:
+        """Have the domain be read *after* as many seconds, unless it is for another reason before."""
+        due = time.monotonic() + after
         with self._changed:
-            link.touched.add(uuid)
+            link.touched[uuid] = min(due, link.touched.get(uuid, due))
             self._changed.notify_all()
 
     # --- what is there (from memory) --------------------------------------------------------------------------------

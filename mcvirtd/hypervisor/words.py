@@ -32,6 +32,8 @@ REASONS: dict[tuple[int, int], str] = {
     (SHUTOFF, 6): "failed to start",
     (SHUTOFF, 8): "lost while libvirtd was away",
 }
+LEAVES = (3, 1)
+"""libvirt's event, and its detail, of a guest that stands still so that the last of it can be sent elsewhere."""
 
 
 def state_of(domain: Any) -> DomainState:

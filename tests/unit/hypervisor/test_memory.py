@@ -181,6 +181,21 @@ def test_a_connection_is_kept_and_made_again(monkeypatch: pytest.MonkeyPatch) ->
         keeper._live()
 
 
+def test_a_guest_that_leaves_is_looked_at_when_it_has_left() -> None:
+    keeper = _Flaky()
+    keeper.failures = 0
+    assert keeper.connect(10)
+    link = keeper._live()
+    keeper._touch(link, "leaves", after=600.0)
+    keeper._touch(link, "stays", after=0.3)
+    assert keeper.wait_for("stays", lambda state: state is not None, 10)
+    assert keeper.state("leaves") is None
+    keeper._touch(link, "leaves")  # it has gone
+    keeper._touch(link, "leaves", after=600.0)
+    assert keeper.wait_for("leaves", lambda state: state is not None, 10)
+    keeper.close()
+
+
 def test_what_no_event_tells_is_found_by_review(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("mcvirtd.hypervisor.keeper.FIRST_REVIEW", 0.01)
     keeper = _Flaky()
@@ -290,6 +305,7 @@ def test_the_words_stand_for_libvirts_numbers() -> None:
         (getattr(words, name.split("_")[0]), getattr(libvirt, f"VIR_DOMAIN_{name}")): word
         for name, word in reasons.items()
     } == words.REASONS
+    assert words.LEAVES == (libvirt.VIR_DOMAIN_EVENT_SUSPENDED, libvirt.VIR_DOMAIN_EVENT_SUSPENDED_MIGRATED)
 
 
 def test_the_processor_is_asked_for_whole_words() -> None:
