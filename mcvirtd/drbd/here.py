@@ -121,10 +121,7 @@ class DrbdHere:
         with self._lock:
             if not self.enabled or self._stopping.is_set():
                 return
-            try:
-                self.verbs.write_common(self.common)
-            except McvirtError as error:
-                log.error("DRBD's configuration can't be written: %s", error)
+            self._keep_common()
             if self._begun:
                 return
             self._begun = True
@@ -137,6 +134,14 @@ class DrbdHere:
             self.reader.start()
         threading.Thread(target=self.settle, args=(KNOWN_WITHIN,), name="drbd-settle", daemon=True).start()
         threading.Thread(target=self._measure_on, name="drbd-progress", daemon=True).start()
+
+    def _keep_common(self) -> None:
+        """Write what all resources have in common, unless it is there. Without it no handler would be called."""
+        try:
+            if (aside := self.verbs.write_common(self.common)) is not None:
+                log.warning("DRBD's configuration was somebody else's, and is mcvirt's again; theirs is in %s", aside)
+        except McvirtError as error:
+            log.error("DRBD's configuration can't be written: %s", error)
 
     # --- enabling -----------------------------------------------------------------------------------------------------
 
@@ -184,9 +189,14 @@ class DrbdHere:
     def _settle(self, within: float) -> None:
         if not self._begun or self._stopping.is_set():
             return
+        with self._lock:
+            if self.enabled:
+                self._keep_common()  # an upgrade of DRBD's programs may have put its own file there
         self.spool.read()
         if not self.reader.wait_alive(within):
             return
+        self.reader.measure_sizes()
+        self._told(self.reader.all(), False)
         wanted = replicas_on(self._store, self._node)
         due = set(wanted) if self._due is None else self._due & set(wanted)
         down = sorted(name for name in due if self.reader.state(name) is None)
@@ -197,9 +207,11 @@ class DrbdHere:
 
     def _bring_up(self, name: str, disk: DiskRecord) -> None:
         try:
+            # First: of a hard drive that was deleted while this node was away, which has not heard of it yet, nothing
+            # is to be made here any more, and the file would be left behind.
+            self._activate(disk)
             if len(disk.nodes) > 1:  # the other node may have been removed; then the file is the one that was
                 self.verbs.write_resource(resource_of(self._store, disk, self._node))
-            self._activate(disk)
             self.verbs.up(name)
             self._faults.pop(name, None)
             log.info("DRBD resource %s is up", name)

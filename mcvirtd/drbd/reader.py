@@ -121,12 +121,7 @@ class Reader:
 
     def state(self, resource: str) -> ResourceState | None:
         """The resource as it is; None if the kernel has none of that name."""
-        state = self._states.get(resource)
-        if state is None or state.minor is None:
-            return state
-        # A device that has grown says so with the next event that it has for another reason, which may be long after.
-        size = self._device_size(state.minor)
-        return state if size in (0, state.size) else msgspec.structs.replace(state, size=size)
+        return self._sized(self._states.get(resource))
 
     def all(self) -> Mapping[str, ResourceState]:
         """All resources: a snapshot that does not change any more."""
@@ -193,6 +188,19 @@ class Reader:
             self._states = MappingProxyType(states)
             self._changed.notify_all()
 
+    def measure_sizes(self) -> None:
+        """Have the states say how long the devices are now, for `all`."""
+        with self._changed:
+            sized = {name: self._sized(state) or state for name, state in self._states.items()}
+            self._states = MappingProxyType(sized)
+
+    def _sized(self, state: ResourceState | None) -> ResourceState | None:
+        """The same with the device's length as it is now: that it has grown is no event of its own."""
+        if state is None or state.minor is None:
+            return state
+        size = self._device_size(state.minor)
+        return state if size in (0, state.size) else msgspec.structs.replace(state, size=size)
+
     # --- reading ------------------------------------------------------------------------------------------------------
 
     def _read_on(self) -> None:
@@ -230,11 +238,12 @@ class Reader:
             self._take_whole_picture()
             return
         if resource is not None:
-            self._announce([(event, self._picture.state(resource))])
+            self._announce([(event, self._sized(self._picture.state(resource)))])
 
     def _take_whole_picture(self) -> None:
         """What exists is known: after a pause, who follows hears that something may have been missed."""
-        states = {name: state for name in self._picture.names() if (state := self._picture.state(name)) is not None}
+        names = self._picture.names()
+        states = {name: state for name in names if (state := self._sized(self._picture.state(name))) is not None}
         touched = dict.fromkeys((*self._states, *states, *(followed.resource for followed in self._followed)))
         with self._changed:
             self._complete = True

@@ -125,6 +125,13 @@ class Roles:
                 f"it is getting what it has missed from node '{self._other(record)}', and can be used here after that. "
                 "`mcvirt drbd list` shows how far it is."
             )
+        if state.disk in ("Consistent", "Outdated"):
+            other = self._other(record)
+            why = "may have" if state.disk == "Consistent" else "has"
+            return (
+                f"its data on this node is {state.disk}: node '{other}', which is not connected, {why} newer data. "
+                "Have that node come back; where it never does, --ignore-drbd goes on with what is here."
+            )
         if state.disk != "UpToDate":
             return f"its data on this node is {state.disk}, and not up to date."
         if state.peer_role == "Primary" and state.role != "Primary":

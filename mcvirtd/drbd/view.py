@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 
 from mcvirt.types.drbd import DrbdInfo, DrbdLeg, ResourceState
 from mcvirtd.cluster.live import Known
@@ -13,14 +13,14 @@ from mcvirtd.state.store import Store
 
 
 class ReplicaView:
-    """*here* gives the resources of *node*, which is this one, and *live* what is known of another."""
+    """*here* gives a resource of *node*, which is this one, and *live* what is known of another."""
 
     def __init__(
         self,
         *,
         store: Store,
         node: str,
-        here: Callable[[], Mapping[str, ResourceState]],
+        here: Callable[[str], ResourceState | None],
         live: Callable[[str], Known],
     ) -> None:
         self._store = store
@@ -38,7 +38,7 @@ class ReplicaView:
 
     def _leg(self, node: str, name: str) -> DrbdLeg:
         if node == self._node:
-            return DrbdLeg(node=node, state=self._here().get(name))
+            return DrbdLeg(node=node, state=self._here(name))
         known = self._live(node)
         return DrbdLeg(
             node=node,

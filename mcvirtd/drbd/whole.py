@@ -84,7 +84,7 @@ class Drbd:
             told=lambda states, at_once: presence.live.note_resources(states, at_once=at_once),
             in_use=self._in_use,
         )
-        self.view = ReplicaView(store=store, node=node, here=self.here.reader.all, live=presence.live.of)
+        self.view = ReplicaView(store=store, node=node, here=self.here.reader.state, live=presence.live.of)
         enabling = Enabling(store=store, journal=journal, on=on_each(self.here, node, presence.peers.call))
         local = LocalLegs(store=store, node=node, nodes=backends, verbs=host_drbd, states=self.here.reader)
         self.peer_service = DrbdPeerService(local)
@@ -134,9 +134,7 @@ class Drbd:
             store=store, journal=journal, node=node, local=local, legs=self.legs, states=self.here.reader
         )
         self._former = FormerLegs(store, node, local.drop)
-        self.readdressing = Readdressing(
-            store=store, node=node, readdress=local.readdress, moving=self.windows.is_open
-        )
+        self.readdressing = Readdressing(store=store, node=node, readdress=local.readdress, moving=self.windows.is_open)
         self.returns = Returns(store=store, reader=self.here.reader)
         presence.peers.returned = self.returns.back
 
@@ -157,9 +155,7 @@ class Drbd:
             ),
         )
         self.split_peer = SplitPeer(store=store, node=node, kernel=host_drbd, reader=reader, asides=asides)
-        self.rejoining = Rejoining(
-            node=node, kernel=host_drbd, states=reader, discarding=self.split_brain.discarding
-        )
+        self.rejoining = Rejoining(node=node, kernel=host_drbd, states=reader, discarding=self.split_brain.discarding)
 
     def held(self) -> Sequence[str]:
         """The hard drives that this node is Primary for, and not because their guest is just coming or going."""

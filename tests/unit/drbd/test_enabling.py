@@ -160,7 +160,7 @@ def world(tmp_path: Path) -> Iterator[World]:
 
 
 def view(world: World, here: dict[str, ResourceState], there: Known) -> DrbdInfo:
-    made = ReplicaView(store=world.store, node="n1", here=lambda: here, live=lambda node: there)
+    made = ReplicaView(store=world.store, node="n1", here=here.get, live=lambda node: there)
     (info,) = made.all()
     return info
 
@@ -205,6 +205,6 @@ def test_a_side_that_is_down_is_told_from_one_of_which_nothing_is_known(world: W
 def test_drives_that_are_not_replicated_are_not_there(world: World) -> None:
     disk = world.store.get(DiskRecord, DISK)
     assert disk is not None
-    made = ReplicaView(store=world.store, node="n1", here=dict, live=lambda node: Known())
+    made = ReplicaView(store=world.store, node="n1", here={}.get, live=lambda node: Known())
     assert made.info(msgspec.structs.replace(disk, replica=None)) is None
     assert made.of(msgspec.structs.replace(disk, replica=None)) == ()

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from mcvirt.errors import CommandFailed, McvirtError, NodeUnreachable
+from mcvirt.errors import CommandFailed, McvirtError, NodeUnreachable, VolumeNotFound
 from mcvirt.types.drbd import ResourceState
 from mcvirt.types.storage import BackendType
 from mcvirt.types.vm import DiskDriver, StorageType
@@ -32,6 +32,7 @@ class Kernel:
     """Says what it is told, and notes what is done."""
 
     def __init__(self) -> None:
+        self.aside: Path | None = None  # where what was there before is put
         self.lines: queue.Queue[str] = queue.Queue()
         self.done: list[str] = []
         self.fails: dict[str, McvirtError] = {}
@@ -70,7 +71,7 @@ class Kernel:
     def write_common(self, common: Common) -> Path | None:
         self.common = common
         self._do("write_common")
-        return None
+        return self.aside
 
     def restore_common(self) -> None:
         self._do("restore_common")
@@ -241,6 +242,37 @@ def test_what_can_not_be_brought_up_is_tried_again_and_told(world: World) -> Non
     world.kernel.fails.clear()
     world.here.settle()
     assert world.here.faults == {}
+
+
+def test_of_what_is_deleted_and_not_known_to_be_nothing_is_made_again(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def gone(group: str, name: str) -> str:
+        raise VolumeNotFound(name=name, location=group)
+
+    monkeypatch.setattr(lvm, "activate", gone)
+    world.enable()
+    world.here.start()
+    world.kernel.say("exists -")
+    world.here.reader.wait_alive(SOON)
+    settled(world)
+    assert "mcvirt-hd-1-drbd-raw" in world.here.faults[NAME]
+    assert not world.kernel.resources
+
+
+def test_what_all_resources_have_in_common_is_written_again_where_it_was_replaced(
+    world: World, caplog: pytest.LogCaptureFixture
+) -> None:
+    world.enable()
+    world.here.start()
+    world.kernel.say("exists -")
+    world.here.reader.wait_alive(SOON)
+    settled(world)
+    written = world.kernel.done.count("write_common")
+    world.kernel.aside = Path("/etc/drbd.d/other")
+    world.here.settle()
+    assert world.kernel.done.count("write_common") == written + 1
+    assert "theirs is in /etc/drbd.d/other" in caplog.text
 
 
 def test_a_resource_that_goes_down_later_is_somebodys_wish(world: World) -> None:

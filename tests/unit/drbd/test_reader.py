@@ -74,6 +74,13 @@ def test_a_device_that_has_grown_is_as_long_as_it_is_though_no_event_says_so(ker
         sizes[7] = size
         state = reader.state(NAME)
         assert state is not None and state.size == told
+    assert reader.all()[NAME].size == 1024**2
+    kernel.say(f"change resource name:{NAME} role:Primary suspended:no")  # for what it says of, all is looked at
+    reader.wait(NAME, lambda state: state is not None and state.role == "Primary", SOON)
+    assert reader.all()[NAME].size == 4 * 1024**2
+    sizes[7] = 8 * 1024**2
+    reader.measure_sizes()
+    assert reader.all()[NAME].size == 8 * 1024**2
     reader.stop()
 
 
