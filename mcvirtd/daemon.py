@@ -272,6 +272,7 @@ class Daemon:
                 Chore("strays", 5.0, strays.settle, first=5.0),
                 Chore("waiting", 5.0, self._moves.wait_on, first=2.0),
                 Chore("moves", 1.0, lambda: self._moves.settle(self._settling.settle_of), first=2.0, lane="moves"),
+                Chore("arrivals", 2.0, self._moves.arrivals.turn_away, first=2.0, lane="arrivals"),
                 Chore("settle", 30.0, self._settling.settle_stuck, first=5.0, lane="settle"),
                 Chore("consoles", 30.0, self._machines.consoles.close_idle, first=30.0),
                 Chore("sessions", 30.0, lambda: self._sessions.purge(time.time()), first=30.0),

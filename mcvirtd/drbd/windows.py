@@ -72,6 +72,11 @@ class Windows:
             else:
                 self._leases.drop(name)
 
+    def lapsed(self, resource: str) -> bool:
+        """Whether nobody has renewed it, and it could not be closed yet."""
+        name = checked_name(resource)
+        return self._leases.exists(name) and self._leases.left(name) <= 0
+
     def is_open(self, resource: str) -> bool:
         """Whether both sides may be Primary, because somebody needs that now."""
         return self._leases.left(checked_name(resource)) > 0

@@ -6,6 +6,7 @@ import contextlib
 import logging
 import ssl
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
@@ -38,6 +39,8 @@ from mcvirtd.vm.power import Power
 log = logging.getLogger(__name__)
 # A guest that libvirt is just about to let run is not destroyed for standing still.
 _STIRS_WITHIN = 3.0
+# Who renews windows may be late on a node that has much to do, without having given up.
+_LAPSES_WITHIN = 4.0
 
 
 class Expected(msgspec.Struct, frozen=True, kw_only=True):
@@ -90,6 +93,7 @@ class Arrivals(ArrivalApi):
         self._expected: dict[str, Expected] = {}
         self._defined: dict[str, str] = {}  # what libvirt was told of those that come while they are off
         self._carried: dict[str, set[ssl.SSLSocket]] = {}
+        self._lapsed: dict[str, float] = {}  # since when, on the monotonic clock
 
     def expects(self, name: str) -> bool:
         """Whether the machine may just be coming here, or have come without its record saying so."""
@@ -286,6 +290,31 @@ class Arrivals(ArrivalApi):
 
         self._carry_on(carry)
 
+    def turn_away(self) -> None:
+        """For a timer: give up guests on their way here whose windows nobody renews, and that can't be closed.
+
+        The daemon that sends them hangs, then, and its connections are as good as ever. Without these libvirt here ends
+        the guest that never came, which had the device open, and the guard can close the window.
+        """
+        lapsed = {name for name in list(self._expected) if self._has_lapsed(name)}
+        self._lapsed = {name: self._lapsed.get(name, time.monotonic()) for name in lapsed}
+        for name, since in self._lapsed.items():
+            if time.monotonic() - since >= _LAPSES_WITHIN and (carried := self._carried_for(name)):
+                log.warning("nobody keeps the disks of %s open to both nodes: it is not waited for any longer", name)
+                for sock in carried:
+                    carrying.end(sock)
+
+    def _has_lapsed(self, name: str) -> bool:
+        vm = self._store.get(VmRecord, name)
+        if vm is None or not self._replicas.lapsed(self._machine(name).disks):
+            return False
+        state = self._hypervisor.look(vm.uuid)
+        return state is not None and state.active and not state.running  # one that runs has come
+
+    def _carried_for(self, name: str) -> Sequence[ssl.SSLSocket]:
+        with self._lock:
+            return tuple(self._carried.get(name, ()))
+
     def define(self, name: str) -> None:
         self._require_expected(name)
         with self._locks.hold(f"vm:{name}"):
@@ -346,9 +375,7 @@ class Arrivals(ArrivalApi):
         self._expectations.end(name)
         self._defined.pop(name, None)
         expected = self._expected.pop(name, None)
-        with self._lock:
-            carried = list(self._carried.get(name, ()))
-        for sock in carried:
+        for sock in self._carried_for(name):
             carrying.end(sock)
         if expected is not None:
             expected.close()

@@ -56,6 +56,10 @@ class ArrivingReplicas:
         for disk in _replicated(disks):
             self._windows.renew(resource_name(disk.id))
 
+    def lapsed(self, disks: Sequence[DiskRecord]) -> bool:
+        """Whether nobody calls `keep` any more, and a window is open all the same."""
+        return any(self._windows.lapsed(resource_name(disk.id)) for disk in _replicated(disks))
+
     def settle_in(self, disks: Sequence[DiskRecord]) -> None:
         """The machine is here now, and its disks are this node's to write to alone."""
         for disk in _replicated(disks):

@@ -31,6 +31,9 @@ class NoReplicas:
 
     give_up = settle_in
 
+    def lapsed(self, disks: object) -> bool:
+        return False
+
 
 class Target:
     """Node n1, to which web1 of n2's comes with the data of its disk. *says* is n2's answer to `sends`."""
@@ -345,3 +348,31 @@ def test_what_comes_while_it_is_off_is_defined_once(target: Target, lost_meanwhi
         assert target.told(lambda: target.arrivals.finish("web1")) is None
         assert target.world.hypervisor.state(target.uuid) is not None
     assert len(defined) == (3 if lost_meanwhile else 2) and len(set(defined)) == 1
+
+
+def test_a_guest_whose_sender_hangs_is_not_waited_for_once_nobody_keeps_its_disks_open(
+    target: Target, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("mcvirtd.migration.arrivals._LAPSES_WITHIN", 0.0)
+    ended: list[object] = []
+    monkeypatch.setattr("mcvirtd.migration.carrying.end", ended.append)
+    lapsed = [False]
+    monkeypatch.setattr(NoReplicas, "lapsed", lambda self, disks: lapsed[0])
+    carried: Any = object()
+    target.arrive()
+    target.arrivals._carried["web1"] = {carried}
+    still = DomainState(uuid=target.uuid, name="web1", condition="paused", reason="migrating", id=7)
+    target.world.hypervisor._states.put(target.uuid, still)
+    target.arrivals.turn_away()
+    assert ended == []
+    lapsed[0] = True
+    target.world.hypervisor.resume(target.uuid)
+    target.arrivals.turn_away()
+    assert ended == [], "it runs here"
+    target.world.hypervisor._states.put(target.uuid, still)
+    monkeypatch.setattr("mcvirtd.migration.arrivals._LAPSES_WITHIN", 600.0)
+    target.arrivals.turn_away()
+    assert ended == [], "it is late, and no more"
+    monkeypatch.setattr("mcvirtd.migration.arrivals._LAPSES_WITHIN", 0.0)
+    target.arrivals.turn_away()
+    assert ended == [carried]
