@@ -17,7 +17,7 @@ from typing import Protocol
 from mcvirt.errors import CommandFailed, McvirtError
 from mcvirt.types.drbd import ResourceState
 from mcvirt.types.peer import DrbdOutlook
-from mcvirtd.drbd.config import Common, Resource
+from mcvirtd.drbd.config import Common, Resource, resource_name
 from mcvirtd.drbd.doorbell import Doorbell
 from mcvirtd.drbd.fencing import Fenced, Fencing, Other
 from mcvirtd.drbd.reader import Reader, Source
@@ -26,7 +26,7 @@ from mcvirtd.drbd.spool import HandlerEvent, Spool
 from mcvirtd.drbd.status import Event, Progress
 from mcvirtd.host import drbd as host_drbd
 from mcvirtd.host import lvm, lvm_filter
-from mcvirtd.state.records import BackendRecord, DiskRecord, DrbdRecord, NodeRecord
+from mcvirtd.state.records import BackendRecord, DiskRecord, DrbdRecord, NodeRecord, ReplicaClaimRecord
 from mcvirtd.state.store import Change, Store
 
 log = logging.getLogger(__name__)
@@ -43,6 +43,9 @@ class Verbs(Protocol):
     def progress(self) -> Mapping[int, Progress]: ...
     def write_common(self, common: Common) -> Path | None: ...
     def write_resource(self, resource: Resource) -> None: ...
+    def remove_resource(self, name: str) -> None: ...
+    def resource_files(self) -> tuple[str, ...]: ...
+    def has_volumes(self, name: str) -> bool: ...
     def restore_common(self) -> None: ...
     def faults(self, address: str | None) -> list[str]: ...
     def warnings(self) -> list[str]: ...
@@ -204,6 +207,19 @@ class DrbdHere:
             list(pool.map(lambda name: self._bring_up(name, wanted[name]), down))
         self._due = {name for name in down if name in self._faults}
         self._faults = {name: why for name, why in self._faults.items() if name in self._due}
+        self._clear_files()
+
+    def _clear_files(self) -> None:
+        """Remove the files of hard drives that are gone: this node may have begun to bring one up as it went.
+
+        There is a claim or a record before there is a file, and a file that has volumes is left to somebody.
+        """
+        files = self.verbs.resource_files()
+        known = {resource_name(disk) for kind in (DiskRecord, ReplicaClaimRecord) for disk in self._store.all(kind)}
+        for name in files:
+            if name not in known and self.reader.state(name) is None and not self.verbs.has_volumes(name):
+                log.warning("DRBD resource %s is of no hard drive any more: its file is removed", name)
+                self.verbs.remove_resource(name)
 
     def _bring_up(self, name: str, disk: DiskRecord) -> None:
         try:
@@ -295,6 +311,9 @@ class _Kernel:
     progress = staticmethod(host_drbd.progress)
     write_common = staticmethod(host_drbd.write_common)
     write_resource = staticmethod(host_drbd.write_resource)
+    remove_resource = staticmethod(host_drbd.remove_resource)
+    resource_files = staticmethod(host_drbd.resource_files)
+    has_volumes = staticmethod(host_drbd.has_volumes)
     up = staticmethod(host_drbd.up)
     outdate = staticmethod(host_drbd.outdate)
     restore_common = staticmethod(host_drbd.restore_common)

@@ -36,6 +36,7 @@ _TRANSIENT = re.compile(r"\(-18\)")
 _SECRET = re.compile(r"--shared-secret[= ]?\S*")
 _STATUS = Path("/proc/drbd")
 _DIRECTORY = Path(config.DIRECTORY)
+_VOLUME = re.compile(r'disk "(/[^"]+)";')
 
 
 class Versions(msgspec.Struct, frozen=True, kw_only=True):
@@ -102,6 +103,15 @@ def remove_resource(name: str, directory: Path = _DIRECTORY) -> None:
 def resource_files(directory: Path = _DIRECTORY) -> tuple[str, ...]:
     """The names of the resources of ours that have a file here."""
     return tuple(sorted(path.stem for path in directory.glob("mcvirt-*.res")))
+
+
+def has_volumes(name: str, directory: Path = _DIRECTORY) -> bool:
+    """Whether a volume that the file of a resource names is on this node, or that can't be told."""
+    try:
+        text = resource_path(name, directory).read_text()
+    except OSError:
+        return True
+    return any(Path(volume).exists() for volume in _VOLUME.findall(text))
 
 
 def write_common(common: Common, path: Path = Path(config.GLOBAL_COMMON)) -> Path | None:

@@ -21,7 +21,15 @@ from mcvirtd.drbd.here import DrbdHere
 from mcvirtd.drbd.resources import handler_program
 from mcvirtd.drbd.status import Progress
 from mcvirtd.host import lvm
-from mcvirtd.state.records import BackendRecord, DiskRecord, DrbdRecord, NodeRecord, Replica, VmRecord
+from mcvirtd.state.records import (
+    BackendRecord,
+    DiskRecord,
+    DrbdRecord,
+    NodeRecord,
+    Replica,
+    ReplicaClaimRecord,
+    VmRecord,
+)
 from mcvirtd.state.store import Store
 
 NAME, DISK = "mcvirt-hd-1", "hd-1"
@@ -38,6 +46,7 @@ class Kernel:
         self.fails: dict[str, McvirtError] = {}
         self.common: Common | None = None
         self.resources: dict[str, Resource] = {}
+        self.with_volumes: set[str] = set()
         self.measured: Mapping[int, Progress] = {}
         self.said: list[str] = []
         self.changed = threading.Condition()
@@ -78,6 +87,16 @@ class Kernel:
 
     def write_resource(self, resource: Resource) -> None:
         self.resources[resource.name] = resource
+
+    def remove_resource(self, name: str) -> None:
+        self._do(f"remove {name}")
+        del self.resources[name]
+
+    def resource_files(self) -> tuple[str, ...]:
+        return tuple(self.resources)
+
+    def has_volumes(self, name: str) -> bool:
+        return name in self.with_volumes
 
     def up(self, name: str) -> None:
         self._do(f"up {name}")
@@ -258,6 +277,25 @@ def test_of_what_is_deleted_and_not_known_to_be_nothing_is_made_again(
     settled(world)
     assert "mcvirt-hd-1-drbd-raw" in world.here.faults[NAME]
     assert not world.kernel.resources
+
+
+def test_a_file_of_no_hard_drive_is_removed_where_there_is_nothing_else_of_it(world: World) -> None:
+    world.enable()
+    world.here.start()
+    world.kernel.say("exists -")
+    world.kernel.wait_done(f"up {NAME}")
+    settled(world)
+    made = world.kernel.resources[NAME]
+    runs, full, claimed, gone = (f"mcvirt-hd-{word}" for word in ("runs", "full", "claimed", "gone"))
+    world.kernel.resources |= dict.fromkeys((runs, full, claimed, gone), made)
+    world.kernel.with_volumes = {full}
+    world.kernel.say(f"create resource name:{runs} role:Secondary suspended:no")
+    world.here.reader.wait(runs, lambda state: state is not None, SOON)
+    with world.store.change() as change:
+        claim = {"disk": "hd-claimed", "backend": "fast", "nodes": ("n1", "n2"), "coordinator": "n2"}
+        change.put(ReplicaClaimRecord(minor=5, port=7793, **claim))
+    world.here.settle()
+    assert set(world.kernel.resources) == {NAME, runs, full, claimed}
 
 
 def test_what_all_resources_have_in_common_is_written_again_where_it_was_replaced(

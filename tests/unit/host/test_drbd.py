@@ -48,8 +48,12 @@ def test_the_file_of_a_resource_is_for_root_alone(tmp_path: Path) -> None:
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
     assert f'on "{drbd.host_name()}"' in path.read_text()
     assert drbd.resource_files(tmp_path) == ("mcvirt-hd-1",)
+    assert not drbd.has_volumes("mcvirt-hd-1", tmp_path)
+    path.write_text(path.read_text().replace("/dev/vg0/b", "/dev/null"))
+    assert drbd.has_volumes("mcvirt-hd-1", tmp_path)
     drbd.remove_resource("mcvirt-hd-1", tmp_path)
     drbd.remove_resource("mcvirt-hd-1", tmp_path)
+    assert drbd.has_volumes("mcvirt-hd-1", tmp_path), "nobody can know"
     assert drbd.resource_files(tmp_path) == ()
 
 
