@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fnmatch
 import os
 import re
 import socket
@@ -36,6 +37,8 @@ _TRANSIENT = re.compile(r"\(-18\)")
 _SECRET = re.compile(r"--shared-secret[= ]?\S*")
 _STATUS = Path("/proc/drbd")
 _DIRECTORY = Path(config.DIRECTORY)
+_CONF = Path("/etc/drbd.conf")
+_INCLUDE = re.compile(r'^\s*include\s+"?([^";\s]+)"?\s*;', re.MULTILINE)
 _VOLUME = re.compile(r'disk "(/[^"]+)";')
 
 
@@ -346,11 +349,29 @@ def faults(address: str | None = None) -> list[str]:
     found = missing()
     if installed("drbdadm"):
         found += [f"{fault} `systemctl restart mcvirtd` may help." for fault in files.directory_faults(_DIRECTORY)]
+        found += include_faults()
     if not found:
         found += _version_faults()
     if address is not None and not _is_ours(address):
         found.append(f"the cluster address {address} is not on this node now.")
     return found
+
+
+def include_faults(path: Path = _CONF) -> list[str]:
+    """What drbdadm would not find because its own file does not include it, in a sentence."""
+    try:
+        included = _INCLUDE.findall(path.read_text(errors="replace"))
+    except OSError as error:
+        return [f"{path} can't be read: {error.strerror}. It comes with drbd-utils."]
+    patterns = [word.removeprefix(f"{path.parent}/") for word in included]
+    lacks = [
+        name
+        for name, one in (("global_common.conf", "global_common.conf"), ("*.res", "mcvirt-hd.res"))
+        if not any(fnmatch.fnmatch(f"drbd.d/{one}", pattern) for pattern in patterns)
+    ]
+    return [
+        f"{path} does not include drbd.d/{name}: add the line `include \"drbd.d/{name}\";` to it." for name in lacks
+    ]
 
 
 def module_there() -> bool:

@@ -37,6 +37,25 @@ def test_where_there_was_no_file_there_is_none_again(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize(
+    ("text", "lacks"),
+    [
+        ('include "drbd.d/global_common.conf";\ninclude "drbd.d/*.res";\n', []),
+        ('include "/DIR/drbd.d/global_common.conf";\n include drbd.d/*.res;\n', []),
+        ('include "drbd.d/*";\n', []),
+        ('# include "drbd.d/*.res";\ninclude "drbd.d/global_common.conf";\n', ["*.res"]),
+        ("global { }\n", ["global_common.conf", "*.res"]),
+    ],
+)
+def test_what_drbdadm_would_not_find_is_said(tmp_path: Path, text: str, lacks: list[str]) -> None:
+    path = tmp_path / "drbd.conf"
+    path.write_text(text.replace("/DIR", str(tmp_path)))
+    said = drbd.include_faults(path)
+    assert [f'include "drbd.d/{name}"' in one for name, one in zip(lacks, said, strict=True)] == [True] * len(lacks)
+    path.unlink()
+    assert "can't be read" in drbd.include_faults(path)[0]
+
+
 def test_the_file_of_a_resource_is_for_root_alone(tmp_path: Path) -> None:
     legs = [
         Leg(node=f"n{number}", address=f"10.0.0.{number}", data="/dev/vg0/a", metadata="/dev/vg0/b")
