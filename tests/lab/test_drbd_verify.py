@@ -7,6 +7,7 @@ import subprocess
 
 import pytest
 
+from mcvirt.units import MIB
 from tests.lab.cluster import Cluster
 from tests.lab.node import Node
 from tests.lab.replicated import Disk, InBackground, can_replicate, slow
@@ -40,10 +41,9 @@ def test_blocks_written_below_are_found_block_repaired_and_found_no_more(drbd: C
         refused = node.run("mcvirt start web1")
         assert refused.returncode == REFUSED and "differ" in refused.stderr, refused
         assert disk.state(node)["failed"]
-    before = int(re.findall(r"ns:(\d+)", _block(first, disk))[0])
+    before = _sent(first, disk)
     first.mcvirt("--yes", "resync", "web1", "--source-node", "node1", within=120)
-    sent = int(re.findall(r"ns:(\d+)", _block(first, disk))[0]) - before
-    assert sent * 1024 <= 2 * wrong, "more was copied than what differed"
+    assert wrong <= _sent(first, disk) - before <= 2 * wrong, "what was copied is not what differed"
     assert disk.sums()[0] == disk.sums()[1]
     assert verify(second, "web1").returncode == PASSED
 
@@ -53,14 +53,26 @@ def test_blocks_written_below_are_found_block_repaired_and_found_no_more(drbd: C
     wrong = disk.damage(second, 9000, 3)
     found = verify(second, "web1")
     assert found.returncode == FAILED and f"({wrong} bytes) differ" in found.stderr
+    for node in drbd.nodes:
+        refused = node.run("mcvirt migrate web1 --node node2 --online")
+        assert refused.returncode == REFUSED and "differ" in refused.stderr, refused
     refused = first.run("mcvirt --yes resync web1 --source-node node2", within=120)
     assert refused.returncode == REFUSED and "runs on the other node" in refused.stderr
+    before = _sent(first, disk)
     first.mcvirt("resync", "web1", "--auto-determine", within=120)
+    assert wrong <= _sent(first, disk) - before < 2 * wrong + MIB, "what differed, and some that the guest wrote"
     ticks = first.wait_for_guest(disk.volume, boots=1, within=60)
     assert verify(first, "web1").returncode == PASSED
     first.wait_for_guest(disk.volume, boots=1, beyond=ticks, within=60)
     results = [run["result"] for run in disk.runs(second)]
     assert results == ["clean", "differences", "clean", "differences", "clean"]
+    first.mcvirt("stop", "web1")
+    assert disk.sums()[0] == disk.sums()[1]
+
+
+def _sent(node: Node, disk: Disk) -> int:
+    """How many bytes its kernel has sent for the disk."""
+    return int(re.findall(r"ns:(\d+)", _block(node, disk))[0]) * 1024
 
 
 def _block(node: Node, disk: Disk) -> str:
