@@ -12,7 +12,7 @@ from tests.lab.bench.measured import MIB, THIN, Say, row
 from tests.lab.moved import Events, Guest
 
 MIGRATIONS = 50
-WITHIN = 720.0
+WITHIN = 900.0
 """Seconds: a machine that has other things to do migrates less often."""
 PAIRS = 5
 OFFLINE = 5
@@ -82,13 +82,14 @@ def online(agents: Agents, say: Say) -> list[Row]:
     lost = events.other_than_connected()
     say(f"events of other connections than good ones: {lost}")
     agents[on].node.mcvirt("stop", "web1")
+    cluster[1].mcvirt("verify", "web1", within=240)  # raises where the two sides differ
     agents[on].ask("delete", name="web1")
     about = "migrations of a guest that writes, all it wrote there, and DRBD's connection never lost"
     good = 0 if lost else whole
     return [
-        row("drbd_online", totals["ours"][2:], totals[ENCRYPTED], "a running machine to the other node"),
-        row("drbd_online_plain", totals["ours"][2:], totals[PLAIN], "beside one that anybody can read"),
-        row("drbd_online_downtime", downs["ours"][2:], downs[ENCRYPTED], "while the guest stood still", "ms"),
-        row("drbd_online_downtime_plain", downs["ours"][2:], downs[PLAIN], "beside one that anybody can read", "ms"),
+        row("drbd_online", totals["ours"][2:], totals[ENCRYPTED][2:], "a running machine to the other node"),
+        row("drbd_online_plain", totals["ours"][2:], totals[PLAIN][2:], "beside one all can read"),
+        row("drbd_online_downtime", downs["ours"][2:], downs[ENCRYPTED][2:], "while the guest stood still", "ms"),
+        row("drbd_online_downtime_plain", downs["ours"][2:], downs[PLAIN][2:], "beside one all can read", "ms"),
         Row(name="drbd_migrations", ours=good, yardstick=MIGRATIONS, unit="", about=about),
     ]
