@@ -115,10 +115,8 @@ def difference(store: Store, disk: DiskRecord) -> str:
     """Why a hard drive is not to be relied on, in a sentence: its sides differ, or it is of two pasts. Else ""."""
     undo = store.get(SplitUndoRecord, disk.id)
     if undo is not None and undo.taking:
-        return (
-            "its earlier data was not taken back to the end. `mcvirt drbd split-brain resolve --undo "
-            f"{disk.vm or 'NAME'}` finishes it."
-        )
+        finish = remedy(disk, "drbd split-brain resolve --undo NAME", "finishes it")
+        return f"its earlier data was not taken back to the end. {finish}"
     record = store.get(VerificationRecord, disk.id)
     if record is None or not record.failed:
         return ""
@@ -129,5 +127,19 @@ def differing(disk: DiskRecord, out_of_sync: int) -> str:
     """That the two sides of *disk* differ in so many bytes, and what to do, in a sentence."""
     return (
         f"its two sides, on {' and '.join(disk.nodes)}, were found to differ in {format_size(out_of_sync)} when "
-        f"they were verified. `mcvirt resync {disk.vm or 'NAME'} --source-node NODE` copies what is good."
+        f"they were verified. {remedy(disk, 'resync NAME --source-node NODE', 'copies what is good')}"
+    )
+
+
+def remedy(disk: DiskRecord, command: str, does: str) -> str:
+    """That the *command* of mcvirt, with *disk*'s machine for NAME, *does* something, in a sentence.
+
+    These commands are given for machines. So a hard drive that none has is attached to one first, and as it is not to
+    be relied on, that takes the word of whoever does it.
+    """
+    if disk.vm is not None:
+        return f"`mcvirt {command.replace('NAME', disk.vm)}` {does}."
+    return (
+        f"No virtual machine has it: `mcvirt --ignore-drbd hard-drive attach {disk.id} NAME` gives it to one, which is "
+        f"to be stopped, and after that `mcvirt {command}` {does}."
     )

@@ -313,6 +313,22 @@ class TestAttached:
             world.changes.attach(disk.id, "web1")
         assert world.kernels["n1"].resources[resource_name(disk.id)].role == "Secondary"
 
+    def test_one_whose_sides_differ_says_how_to_repair_it_and_that_works(self, world: Both) -> None:
+        world.make()
+        world.run(lambda: world.drives.create(DRBD))
+        (disk,) = (disk for disk in world.store.all(DiskRecord).values() if disk.vm is None)
+        with world.store.change() as change:
+            change.put(VerificationRecord(disk=disk.id, failed=True, out_of_sync=8192))
+        with pytest.raises(McvirtError) as refused:
+            world.changes.attach(disk.id, "web1")
+        assert f"`mcvirt --ignore-drbd hard-drive attach {disk.id} NAME`" in str(refused.value)
+        world.roles._heedless = lambda: True
+        world.changes.attach(disk.id, "web1")
+        world.roles._heedless = lambda: False
+        assert {each.id for each in disks_of(world.store, "web1")} > {disk.id}
+        assert world.role() == {"Secondary"}
+        assert "`mcvirt resync web1 --source-node NODE`" in str(world.start())
+
     def test_added_to_a_running_guest(self, world: Both) -> None:
         world.make()
         world.start()

@@ -34,7 +34,7 @@ from mcvirtd.drbd.reader import Reader
 from mcvirtd.drbd.resyncing import RECONNECT, Copied, Resync, copied
 from mcvirtd.drbd.status import GAP, READ_WRAPS, Event, Progress
 from mcvirtd.drbd.verification_service import VerificationService
-from mcvirtd.drbd.verifications import ACT, Verifications, difference
+from mcvirtd.drbd.verifications import ACT, Verifications, difference, remedy
 from mcvirtd.drbd.verifying import UNLIMIT, Verifier
 from mcvirtd.drbd.watch import Watch
 from mcvirtd.state.records import DiskRecord, DrbdRecord, Replica, VerificationRecord, VmRecord
@@ -235,6 +235,16 @@ def test_differences_are_counted_raised_recorded_and_block_the_machine(world: Wo
     assert IDS[0] in str(raised)
     assert (world.record().failed, world.record().out_of_sync) == (True, 12 * KIB)
     assert "12 KiB" in difference(world.store, disk_record(0))
+
+
+def test_what_is_to_be_done_is_true_of_a_hard_drive_that_no_machine_has() -> None:
+    disk = disk_record(0)
+    assert remedy(disk, "resync NAME --source-node NODE", "copies") == (
+        "`mcvirt resync web1 --source-node NODE` copies."
+    )
+    said = remedy(msgspec.structs.replace(disk, vm=None, slot=None), "resync NAME", "copies")
+    assert "No virtual machine has it" in said and f"attach {disk.id} NAME`" in said and "None" not in said
+    assert said.index("--ignore-drbd") < said.index("`mcvirt resync NAME`")
 
 
 @pytest.mark.parametrize(
