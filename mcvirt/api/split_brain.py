@@ -24,13 +24,17 @@ class SplitBrainApi:
     def resolve(self, name: str, keep: str, disk: int | None = None) -> tuple[SplitInfo, ...]:
         """Go on with the data of the node *keep*, for all hard drives of a machine that are split, or for one.
 
-        What the other node has is set aside there first. Refused while the machine runs on the other node.
+        What the other node has is set aside there first. Refused while the machine runs on the other node. Nothing is
+        begun before all of them were found to be resolvable.
         """
         raise NotImplementedError
 
     @remote(needs=Permission.MANAGE_DRBD, on=Vm("name"), task=True)
     def undo(self, name: str, disk: int | None = None) -> tuple[SplitInfo, ...]:
-        """Go on with the data that was set aside, on a machine that is stopped; what it has now is set aside for it."""
+        """Go on with the data that was set aside, on a machine that is stopped; what it has now is set aside for it.
+
+        Nothing is begun before that was found to be possible for all hard drives.
+        """
         raise NotImplementedError
 
     @remote(needs=Permission.MANAGE_DRBD, on=Vm("name"), task=True)
@@ -60,9 +64,24 @@ class SplitBrainApi:
 
 
 class SplitPeerApi:
-    """What the node that gives way asks of the other."""
+    """What the node that gives way asks of the other, and who resolves a split of both."""
 
     object_id = "split_peer"
+
+    @remote(needs=Access.PEER, reads=True)
+    def may_give_way(self, disks: tuple[str, ...]) -> None:
+        """Refuse with all that stands against `give_way` of these hard drives, one after the other; change nothing."""
+        raise NotImplementedError
+
+    @remote(needs=Access.PEER, reads=True)
+    def may_take_back(self, disks: tuple[str, ...]) -> None:
+        """Refuse with all that stands against `take_back` of these hard drives on this node; change nothing."""
+        raise NotImplementedError
+
+    @remote(needs=Access.PEER, reads=True)
+    def may_set_aside(self, disks: tuple[str, ...]) -> None:
+        """Refuse with all that stands against `set_aside` of these hard drives on this node; change nothing."""
+        raise NotImplementedError
 
     @remote(needs=Access.PEER, reads=True)
     def meet(self, disk: str) -> None:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from mcvirt.errors import BackendUnavailable, NotFound
 from mcvirtd.drbd.resources import DATA
 from mcvirtd.host import lvm_snapshots
+from mcvirtd.reasons import Reasons
 from mcvirtd.state.records import BackendRecord, DiskRecord
 from mcvirtd.state.store import Store
 from mcvirtd.storage.backends import aside_volume
@@ -25,6 +26,18 @@ class Asides:
         group, name = self._place(disk)
         lvm_snapshots.drop(group, name)
         lvm_snapshots.keep(group, name, disk.volume + DATA, self._node, progress)
+
+    def check_room(self, disks: Sequence[DiskRecord]) -> None:
+        """Raise all that keeps `make` from having room for all *disks*, one after the other; nothing is changed."""
+        groups: dict[str, dict[str, str]] = {}
+        for disk in disks:
+            group, name = self._place(disk)
+            groups.setdefault(group, {})[name] = disk.volume + DATA
+        reasons = Reasons()
+        for group, origins in groups.items():
+            with reasons.gather():
+                lvm_snapshots.check_room(group, origins, self._node)
+        reasons.raise_all()
 
     def drop(self, disk: DiskRecord) -> None:
         """Keep it no longer; fine if nothing was kept."""

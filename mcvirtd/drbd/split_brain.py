@@ -17,16 +17,18 @@ import msgspec
 from mcvirt import names
 from mcvirt.api.split_brain import SplitBrainApi
 from mcvirt.errors import BadArgument, Conflict, McvirtError, NotFound, VmNotFound
-from mcvirt.types.drbd import DrbdInfo, ResourceState
+from mcvirt.types.drbd import DrbdInfo
 from mcvirt.types.split_brain import SplitInfo, SplitSide, SplitUndo
 from mcvirtd.auth.caller import current_caller
 from mcvirtd.drbd.config import resource_name
 from mcvirtd.drbd.discarding import Discarding
 from mcvirtd.drbd.reader import Reader, describe
+from mcvirtd.drbd.split_checks import SplitChecks, check_same
 from mcvirtd.drbd.split_sides import Ask, Kept, Kernel, equal, written
 from mcvirtd.drbd.verification_service import Errands
 from mcvirtd.drbd.verifying import known_state, named
 from mcvirtd.host import content
+from mcvirtd.reasons import Reasons
 from mcvirtd.state.records import DiskRecord, SplitUndoRecord, VmRecord
 from mcvirtd.state.store import Change, Store
 from mcvirtd.tasks.locks import Locks
@@ -39,10 +41,14 @@ DROP, DROP_THERE, NOTE_DONE, DEMOTE = "split.drop_aside", "split.drop_aside_ther
 STAY, DROP_EARLIER = "split.stay", "split.drop_earlier_there"
 ASIDE_WITHIN = 180.0
 WRITTEN_WITHIN = 5.0
+CHECKED_WITHIN = 60.0
 
 
 class SplitBrain(SplitBrainApi):
-    """See the contract. *info* is what is known of both sides of a hard drive; *discarding* is for others, too."""
+    """See the contract. *info* is what is known of both sides of a hard drive.
+
+    *discarding* and *checks* are for others, too.
+    """
 
     def __init__(
         self,
@@ -68,6 +74,7 @@ class SplitBrain(SplitBrainApi):
         self._info = info
         self._errands = errands
         self._ask = ask
+        self.checks = SplitChecks(store=store, node=node, reader=reader, asides=asides, info=info)
         self.discarding = Discarding(journal=journal, kernel=kernel, reader=reader, ask=ask)
         journal.register(DROP, self._drop_aside)
         journal.register(DROP_THERE, self._drop_there)
@@ -115,20 +122,28 @@ class SplitBrain(SplitBrainApi):
 
     def resolve(self, name: str, keep: str, disk: int | None = None) -> tuple[SplitInfo, ...]:
         """Go on with the data of the node *keep*."""
-        split = [each for each in self._of(name, disk) if self._is_split(each)]
+        split = [each for each in self._of(name, disk) if self.checks.is_split(each)]
         if not split:
             raise Conflict(text=f"No hard drive of virtual machine '{name}' is split.")
         for each in split:
             if keep not in each.nodes:
                 why = f"{named(each)} is on {' and '.join(each.nodes)}."
                 raise BadArgument(what=f"node '{names.printable(keep)}'", why=why)
-        for each in split:
-            self._have("give_way", each, next(node for node in each.nodes if node != keep))
+        losing = [(each, next(node for node in each.nodes if node != keep)) for each in split]
+        # A machine of which one disk has other data than the rest is worse than one that is split.
+        self._check([("may_give_way", node, each) for each, node in losing])
+        for each, node in losing:
+            self._have("give_way", each, node)
         return self.show(name)
 
     def undo(self, name: str, disk: int | None = None) -> tuple[SplitInfo, ...]:
         """Go on with the data that was set aside."""
-        for each, record in self._with_undo(name, disk):
+        found = self._with_undo(name, disk)
+        asked = [("may_take_back", record.node, each) for each, record in found]
+        copied = [(each, record.node) for each, record in found if not record.mixed]
+        asked += [("may_set_aside", node, each) for each, loser in copied for node in each.nodes if node != loser]
+        self._check(asked)
+        for each, record in found:
             self._have("take_back", each, record.node)
         return self.show(name)
 
@@ -137,6 +152,20 @@ class SplitBrain(SplitBrainApi):
         for each, record in self._with_undo(name, disk):
             self._have("drop", each, record.node)
         return self.show(name)
+
+    def _check(self, asked: Sequence[tuple[str, str, DiskRecord]]) -> None:
+        """Raise all that the nodes have against it, *asked* as operation, node and hard drive; nothing is changed."""
+        together: dict[tuple[str, str], list[DiskRecord]] = {}
+        for operation, node, disk in asked:
+            together.setdefault((operation, node), []).append(disk)
+        reasons = Reasons()
+        for (operation, node), disks in together.items():
+            with reasons.gather():
+                if node == self._node:
+                    getattr(self.checks, operation)(disks)
+                else:
+                    self._ask(node, operation, {"disks": [disk.id for disk in disks]}, CHECKED_WITHIN)
+        reasons.raise_all()
 
     def _have(self, operation: str, disk: DiskRecord, node: str) -> None:
         if node == self._node:
@@ -152,7 +181,7 @@ class SplitBrain(SplitBrainApi):
         """Set the data of this node aside, and take that of the other."""
         record = self._disk(disk, node)
         with self._locks.hold(f"disk:{disk}"):
-            state = self._check_give_way(record)
+            state = self.checks.give_way(record)
             other = self._other(record)
             with self._journal.transaction() as tx:
                 tx.undo(DROP, disk=disk)
@@ -173,36 +202,13 @@ class SplitBrain(SplitBrainApi):
             if before is not None and before.node != self._node:
                 self._try_drop_earlier(disk, before.node)
 
-    def _check_give_way(self, disk: DiskRecord) -> ResourceState:
-        state, info = known_state(self._reader, disk), self._info(disk)
-        undo = self._store.get(SplitUndoRecord, disk.id)
-        other = next((leg for leg in info.legs if leg.node != self._node), None) if info is not None else None
-        why = ""
-        if state.connected or not (state.split_brain or self._is_split(disk)):
-            why = "it is not split."
-        elif state.role == "Primary":
-            why = (
-                f"its machine runs on node '{self._node}', whose data would be discarded. Keep that node, or stop the "
-                "machine first."
-            )
-        elif other is None or other.state is None or other.age is not None:
-            why = f"node '{self._other(disk)}' does not answer, and it has the data that is to be kept."
-        elif undo is not None and undo.done:
-            why = (
-                f"data of an earlier split is kept on node '{undo.node}' since {undo.made:%Y-%m-%d %H:%M} UTC. `mcvirt "
-                f"drbd split-brain forget {disk.vm}` deletes it."
-            )
-        if why:
-            raise Conflict(text=f"The split of {named(disk)} can't be resolved: {why}")
-        return state
-
     # --- taking back --------------------------------------------------------------------------------------------------
 
     def take_back(self, disk: str, node: str) -> None:
         """Go on with the data that was set aside on this node."""
         record = self._disk(disk, node)
         with self._unused(record):
-            undo = self._check_take_back(record)
+            undo = self.checks.take_back(record)
             other = self._other(record)
             if not undo.mixed:
                 with self._journal.transaction() as tx:
@@ -213,11 +219,11 @@ class SplitBrain(SplitBrainApi):
                     with self._store.change() as change:
                         change.edit(SplitUndoRecord, disk, taking=True)
                     self._have("set_aside", record, other)
-                    self._check_unused(record)
+                    self.checks.unused(record)
                     with tx.commit() as change:
-                        _check_same(record, change.get(DiskRecord, disk))
+                        check_same(record, change.get(DiskRecord, disk))
                         change.edit(SplitUndoRecord, disk, mixed=True)
-            self._check_unused(record)
+            self.checks.unused(record)
             self._write_back(record)
             by = current_caller().user or "root"
             now = SplitUndoRecord(disk=disk, node=other, kept=self._node, made=datetime.now(UTC), by=by, done=True)
@@ -229,11 +235,10 @@ class SplitBrain(SplitBrainApi):
         with self._unused(record):
             with self._store.change() as change:  # in its turn, so that what the other node has stored is seen
                 undo = change.get(SplitUndoRecord, disk)
-            if undo is not None and undo.node == self._node:
-                raise Conflict(text=f"What was set aside of {named(record)} on this node is still wanted.")
+            self.checks.not_wanted(record, undo)
             if undo is None or not undo.taking or undo.mixed:
                 raise Conflict(text=f"The earlier data of {named(record)} is not about to be taken back.")
-            self._check_unused(record)
+            self.checks.unused(record)
             self._make_aside(record)
 
     @contextmanager
@@ -241,35 +246,13 @@ class SplitBrain(SplitBrainApi):
         """Nobody starts its machine on this node meanwhile, or changes the hard drive."""
         machine = [f"vm:{disk.vm}"] if disk.vm is not None else []
         with self._locks.hold(f"disk:{disk.id}", *machine):
-            _check_same(disk, self._store.get(DiskRecord, disk.id))
+            check_same(disk, self._store.get(DiskRecord, disk.id))
             yield
 
     def _make_aside(self, disk: DiskRecord) -> None:
         name = f"Setting aside what node {self._node} has of hard drive {disk.id}"
         with step(name, total=disk.size, unit="B") as progress:
             self._asides.make(disk, lambda done, total: progress.at(done))  # noqa: ARG005
-
-    def _check_take_back(self, disk: DiskRecord) -> SplitUndoRecord:
-        undo = self._store.get(SplitUndoRecord, disk.id)
-        if undo is None or undo.node != self._node:
-            raise NotFound(kind="data that was set aside for hard drive", name=disk.id)
-        if self._asides.length(disk) is None:
-            raise Conflict(
-                text=f"The earlier data of {named(disk)} can't be taken back: the volume that it was kept in on node "
-                f"'{self._node}' is gone."
-            )
-        self._check_unused(disk)
-        return undo
-
-    def _check_unused(self, disk: DiskRecord) -> None:
-        _check_same(disk, self._store.get(DiskRecord, disk.id))
-        state, why = known_state(self._reader, disk), ""
-        if "Primary" in (state.role, state.peer_role):
-            why = "its machine runs. Stop it first."
-        elif not equal(state):
-            why = describe(state)
-        if why:
-            raise Conflict(text=f"The earlier data of {named(disk)} can't be taken back: {why}")
 
     def _write_back(self, disk: DiskRecord) -> None:
         """Through DRBD, so that the other side gets it at the same time."""
@@ -359,7 +342,7 @@ class SplitBrain(SplitBrainApi):
 
     def _note_done(self, disk: str) -> None:
         record, undo = self._store.get(DiskRecord, disk), self._store.get(SplitUndoRecord, disk)
-        if record is None or undo is None or undo.done or self._is_split(record):
+        if record is None or undo is None or undo.done or self.checks.is_split(record):
             return
         if not equal(self._reader.state(resource_name(disk))):
             raise Conflict(text=f"{named(record)} is still being copied.")
@@ -372,10 +355,6 @@ class SplitBrain(SplitBrainApi):
             self._kernel.secondary(resource)
 
     # --- parts --------------------------------------------------------------------------------------------------------
-
-    def _is_split(self, disk: DiskRecord) -> bool:
-        info = self._info(disk)
-        return info is not None and info.split_brain
 
     def _other(self, disk: DiskRecord) -> str:
         return next((node for node in disk.nodes if node != self._node), "")
@@ -409,8 +388,3 @@ class SplitBrain(SplitBrainApi):
         if self._node != node or node not in record.nodes:
             raise BadArgument(what=f"node '{names.printable(node)}'", why=f"{named(record)} is not on it.")
         return record
-
-
-def _check_same(disk: DiskRecord, now: DiskRecord | None) -> None:
-    if now is None or now.vm != disk.vm:
-        raise Conflict(text=f"{named(disk)} was attached, detached or deleted meanwhile. Look, and try again.")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -37,6 +37,15 @@ class Kept(Protocol):
     def drop(self, disk: DiskRecord) -> None: ...
     def length(self, disk: DiskRecord) -> int | None: ...
     def path(self, disk: DiskRecord) -> Path: ...
+    def check_room(self, disks: Sequence[DiskRecord]) -> None: ...
+
+
+class Checks(Protocol):
+    """What keeps sides on this node from giving way, or from having their earlier data back; see SplitChecks."""
+
+    def may_give_way(self, disks: Sequence[DiskRecord]) -> None: ...
+    def may_take_back(self, disks: Sequence[DiskRecord]) -> None: ...
+    def may_set_aside(self, disks: Sequence[DiskRecord]) -> None: ...
 
 
 Ask = Callable[[str, str, dict[str, Any], float], msgspec.Raw]
@@ -55,14 +64,29 @@ def written(kernel: Kernel, disk: DiskRecord) -> int | None:
 
 
 class SplitPeer(SplitPeerApi):
-    """What the node that gives way asks of this one: see SplitPeerApi."""
+    """What other nodes ask of this one: see SplitPeerApi."""
 
-    def __init__(self, *, store: Store, node: str, kernel: Kernel, reader: Reader, asides: Kept) -> None:
+    def __init__(
+        self, *, store: Store, node: str, kernel: Kernel, reader: Reader, asides: Kept, checks: Checks
+    ) -> None:
         self._store = store
         self._node = node
         self._kernel = kernel
         self._reader = reader
         self._asides = asides
+        self._checks = checks
+
+    def may_give_way(self, disks: tuple[str, ...]) -> None:
+        """Raise all that stands against this node's giving way."""
+        self._checks.may_give_way([self._disk(disk) for disk in disks])
+
+    def may_take_back(self, disks: tuple[str, ...]) -> None:
+        """Raise all that stands against going on with what was set aside here."""
+        self._checks.may_take_back([self._disk(disk) for disk in disks])
+
+    def may_set_aside(self, disks: tuple[str, ...]) -> None:
+        """Raise all that stands against a copy of what this node has."""
+        self._checks.may_set_aside([self._disk(disk) for disk in disks])
 
     def meet(self, disk: str) -> None:
         """Look for the other side of the hard drive again."""

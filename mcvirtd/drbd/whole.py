@@ -154,8 +154,12 @@ class Drbd:
                 other, SplitPeer.object_id, operation, arguments, within
             ),
         )
-        self.split_peer = SplitPeer(store=store, node=node, kernel=host_drbd, reader=reader, asides=asides)
-        self.rejoining = Rejoining(node=node, kernel=host_drbd, states=reader, discarding=self.split_brain.discarding)
+        self.split_peer = SplitPeer(
+            store=store, node=node, kernel=host_drbd, reader=reader, asides=asides, checks=self.split_brain.checks
+        )
+        self.rejoining = Rejoining(
+            node=node, kernel=host_drbd, states=reader, discarding=self.split_brain.discarding
+        )
 
     def held(self) -> Sequence[str]:
         """The hard drives that this node is Primary for, and not because their guest is just coming or going."""

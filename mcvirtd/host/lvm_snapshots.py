@@ -6,7 +6,7 @@ slow, are worth nothing once they are full, and need a module that not every ker
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from mcvirt.errors import DeadlinePassed, NoSpace, VolumeNotFound
@@ -40,6 +40,27 @@ def keep(group: str, name: str, origin: str, node: str, progress: Callable[[int,
     except BaseException:
         drop(group, name)
         raise
+
+
+def check_room(group: str, origins: Mapping[str, str], node: str) -> None:
+    """NoSpace, or VolumeNotFound, if not all *origins* could be kept by their names, each instead of what was before.
+
+    A snapshot in a thin pool takes no space yet.
+    """
+    found = lvm.volumes(group)
+    missing = [origin for origin in origins.values() if origin not in found]
+    if missing:
+        raise VolumeNotFound(name=missing[0], location=group)
+    copied = [name for name, origin in origins.items() if found[origin].pool is None]
+    if not copied:
+        return
+    needed = sum(found[origins[name]].size for name in copied)
+    freed = sum(found[name].size for name in copied if name in found and found[name].pool is None)
+    free = lvm.volume_group(group).free + freed
+    if free < needed:
+        what = f"{format_size(needed)} to keep what {' and '.join(origins[name] for name in copied)}"
+        held = "holds" if len(copied) == 1 else "hold"
+        raise NoSpace(backend=group, node=node, free=format_size(free), needed=f"{what} {held}")
 
 
 def drop(group: str, name: str) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -17,12 +17,14 @@ from mcvirt.errors import (
     Conflict,
     McvirtError,
     NodeUnreachable,
+    NoSpace,
     NotFound,
     UndoIncomplete,
 )
 from mcvirt.types.drbd import DrbdInfo, DrbdLeg, ResourceState
 from mcvirt.types.task import TaskInfo
 from mcvirtd.drbd import discarding, split_brain
+from mcvirtd.drbd.config import resource_name
 from mcvirtd.drbd.reader import Reader
 from mcvirtd.drbd.split_brain import SplitBrain
 from mcvirtd.drbd.split_sides import SplitPeer
@@ -38,6 +40,7 @@ from tests.unit.drbd.recorded import existing
 from tests.unit.drbd.test_verification import IDS, SIZE, disk_record
 
 DISK, NAME = IDS[0], f"mcvirt-{IDS[0]}"
+SECOND = f"mcvirt-{IDS[1]}"
 
 
 class Kernel(Recorded):
@@ -60,6 +63,7 @@ class Asides:
         self.kept: list[str] = []
         self.failing: McvirtError | None = None
         self.stuck: McvirtError | None = None
+        self.room = 8
 
     def make(self, disk: DiskRecord, progress: Callable[[int, int], None] | None = None) -> None:
         if self.failing:
@@ -70,6 +74,10 @@ class Asides:
         if self.stuck:
             raise self.stuck
         self.kept = [kept for kept in self.kept if kept != disk.id]
+
+    def check_room(self, disks: Sequence[DiskRecord]) -> None:
+        if len(disks) > self.room:
+            raise NoSpace(backend="vg0", node="n2", free="1 GiB", needed=f"room for {len(disks)}")
 
     def length(self, disk: DiskRecord) -> int | None:
         return SIZE if disk.id in self.kept else None
@@ -86,6 +94,7 @@ class World:
         self.reader = Reader(self.kernel.source)
         self.asides = Asides()
         self.asked: list[tuple[str, str]] = []
+        self.checked: list[tuple[str, str, list[str]]] = []
         self.answers: dict[str, McvirtError] = {}
         self.errands: list[tuple[str, str]] = []
         self.other = ResourceState(name=NAME, connection="StandAlone", split_brain=True, out_of_sync=4096)
@@ -111,24 +120,42 @@ class World:
         self.reader.start()
         assert self.reader.wait_alive(10)
 
-    def split(self) -> World:
+    def split(self, name: str = NAME) -> World:
         self.kernel.say(
-            f"change connection name:{NAME} connection:StandAlone role:Unknown",
-            f"call helper name:{NAME} helper:split-brain",
-            f"change peer-device name:{NAME} volume:0 replication:Off peer-disk:DUnknown out-of-sync:8",
+            f"change connection name:{name} connection:StandAlone role:Unknown",
+            f"call helper name:{name} helper:split-brain",
+            f"change peer-device name:{name} volume:0 replication:Off peer-disk:DUnknown out-of-sync:8",
         )
-        self.reader.wait(NAME, lambda state: state is not None and state.out_of_sync > 0, 10)
+        self.reader.wait(name, lambda state: state is not None and state.out_of_sync > 0, 10)
         return self
+
+    def second_disk(self) -> None:
+        with self.store.change() as change:
+            change.put(disk_record(1))
+        self.kernel.say(*existing(SECOND, minor=2))
+        self.reader.wait(SECOND, lambda state: state is not None and state.both_good, 10)
+
+    def put_kept(self, disk: str, node: str) -> None:
+        """Data of an earlier split of *disk* is kept on *node*."""
+        other = "n1" if node == "n2" else "n2"
+        with self.store.change() as change:
+            change.put(SplitUndoRecord(disk=disk, node=node, kept=other, made=datetime.now(UTC), by="bob", done=True))
 
     def info(self, disk: DiskRecord) -> DrbdInfo:
         legs = (
             DrbdLeg(node="n1", state=self.other, age=self.silent),
-            DrbdLeg(node="n2", state=self.reader.state(NAME)),
+            DrbdLeg(node="n2", state=self.reader.state(resource_name(disk.id))),
         )
-        return DrbdInfo(disk=disk.id, vm="web1", slot=1, resource=NAME, minor=1, port=7789, legs=legs)
+        return DrbdInfo(disk=disk.id, vm="web1", slot=disk.slot, resource=NAME, minor=1, port=7789, legs=legs)
 
     def ask(self, node: str, operation: str, arguments: dict[str, Any], within: float) -> msgspec.Raw:
-        assert arguments == {"disk": DISK} and within > 0
+        assert within > 0
+        if operation.startswith("may_"):
+            self.checked.append((node, operation, arguments["disks"]))
+            if operation in self.answers:
+                raise self.answers[operation]
+            return msgspec.Raw(b"null")
+        assert arguments == {"disk": DISK}
         self.asked.append((node, operation))
         if operation in self.answers:
             raise self.answers[operation]
@@ -210,6 +237,90 @@ def test_the_other_node_gives_way_there(world: World) -> None:
     assert world.errands == [("n1", "split_brain.give_way")] and world.kernel.commands == []
 
 
+def peer_of(world: World) -> SplitPeer:
+    """What the node answers others."""
+    return SplitPeer(
+        store=world.store,
+        node="n2",
+        kernel=world.kernel,
+        reader=world.reader,
+        asides=world.asides,
+        checks=world.service.checks,
+    )
+
+
+def test_of_several_disks_none_gives_way_where_one_may_not(world: World) -> None:
+    world.second_disk()
+    world.split().split(SECOND)
+    world.put_kept(IDS[1], "n2")
+    raised = error(lambda: world.service.resolve("web1", "n1"))
+    assert isinstance(raised, Conflict) and "earlier split" in str(raised) and IDS[1] in str(raised)
+    assert world.kernel.commands == [] and world.asides.kept == [] and world.undo() is None
+
+
+def test_all_that_stands_against_resolving_is_said_and_room_is_needed_for_all(world: World) -> None:
+    world.second_disk()
+    world.split().split(SECOND)
+    world.put_kept(IDS[1], "n2")
+    runs(world)
+    world.asides.room = 1
+    raised = str(error(lambda: world.service.resolve("web1", "n1")))
+    assert "whose data would be discarded" in raised and "earlier split" in raised and "room for 2" in raised
+    with pytest.raises(McvirtError) as there:
+        peer_of(world).may_give_way((DISK, IDS[1]))
+    assert str(there.value) == raised
+    assert world.kernel.commands == []
+
+
+def test_the_other_node_is_asked_about_all_disks_before_one_gives_way_there(world: World) -> None:
+    world.second_disk()
+    world.split().split(SECOND)
+    world.answers["may_give_way"] = Conflict(text="no.")
+    error(lambda: world.service.resolve("web1", "n2"))
+    assert world.checked == [("n1", "may_give_way", [DISK, IDS[1]])] and world.errands == []
+
+
+def test_of_several_disks_none_is_taken_back_where_one_may_not_be(world: World) -> None:
+    world.second_disk()
+    world.put_kept(DISK, "n2")
+    world.put_kept(IDS[1], "n2")
+    world.asides.kept = [DISK]
+    assert "is gone" in str(error(lambda: world.service.undo("web1")))
+    assert world.kernel.commands == [] and world.errands == []
+    world.asides.kept = [DISK, IDS[1]]
+    world.answers["may_set_aside"] = NoSpace(backend="vg0", node="n1", free="1 GiB", needed="more")
+    assert isinstance(error(lambda: world.service.undo("web1")), NoSpace)
+    assert world.checked[-1] == ("n1", "may_set_aside", [DISK, IDS[1]])
+    assert world.kernel.commands == [] and world.errands == []
+
+
+def test_a_side_is_asked_whether_it_can_be_set_aside_before_anything_is_taken_back(world: World) -> None:
+    world.put_kept(DISK, "n1")
+    peer = peer_of(world)
+    peer.may_set_aside((DISK,))
+    world.asides.room = 0
+    with pytest.raises(NoSpace):
+        peer.may_set_aside((DISK,))
+    with pytest.raises(NotFound):
+        peer.may_take_back((DISK,))
+    runs(world)
+    with pytest.raises(McvirtError, match="its machine runs"):
+        peer.may_set_aside((DISK,))
+    assert world.kernel.commands == [] and world.asides.kept == []
+
+
+def test_of_a_hard_drive_that_no_machine_has_it_is_said_what_can_be_done(world: World) -> None:
+    world.split()
+    world.put_kept(DISK, "n2")
+    with world.store.change() as change:
+        change.edit(DiskRecord, DISK, vm=None, slot=None)
+    said = str(error(lambda: world.service.give_way(DISK, "n2")))
+    assert "None" not in said and f"hard-drive attach {DISK} NAME" in said and "forget NAME" in said
+    with world.store.change() as change:
+        change.edit(SplitUndoRecord, DISK, taking=True)
+    assert f"hard-drive attach {DISK} NAME" in difference(world.store, msgspec.structs.replace(disk_record(0), vm=None))
+
+
 def first_chosen(world: World) -> None:
     """The other side was to give way, and is set aside on its node; that was broken off."""
     world.split()
@@ -255,7 +366,7 @@ def test_a_node_that_can_not_be_asked_then_is_asked_later(world: World) -> None:
 
 def test_a_node_does_not_delete_what_its_records_want(world: World) -> None:
     act(lambda: world.split().service.give_way(DISK, "n2"))
-    peer = SplitPeer(store=world.store, node="n2", kernel=world.kernel, reader=world.reader, asides=world.asides)
+    peer = peer_of(world)
     with pytest.raises(Conflict, match="is wanted"):
         peer.drop_aside(DISK)
     assert world.asides.kept == [DISK]

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import msgspec
 import pytest
 
-from mcvirt.errors import BadArgument, CommandFailed
-from mcvirtd.host import lvm
+from mcvirt.errors import BadArgument, CommandFailed, NoSpace, VolumeNotFound
+from mcvirtd.host import lvm, lvm_snapshots
 from mcvirtd.host import lvm_commands as commands
 from mcvirtd.host.lvm_reports import ThinPool, VolumeGroup, parse_groups, parse_thin_pools, parse_volumes
 from mcvirtd.host.run import Output
@@ -116,3 +117,23 @@ def test_no_bad_name_gets_into_a_command(bad: str) -> None:
 def test_no_bad_tag_gets_into_a_command(tag: str) -> None:
     with pytest.raises(BadArgument):
         commands.create("vg0", "disk", 512, thin_pool=None, tags=[tag])
+
+
+def test_room_is_needed_for_all_copies_together_and_for_none_in_a_thin_pool(monkeypatch: pytest.MonkeyPatch) -> None:
+    volumes = parse_volumes(VOLUMES)
+    group = parse_groups(GROUPS)["vg0"]
+    size, before = volumes["thick"].size, volumes["backup"].size
+    free = [2 * size]
+    monkeypatch.setattr(lvm, "volumes", lambda group: volumes)
+    monkeypatch.setattr(lvm, "volume_group", lambda name: msgspec.structs.replace(group, free=free[0]))
+    lvm_snapshots.check_room("vg0", {"a": "thick", "b": "thick"}, "n1")
+    free[0] = 2 * size - 1
+    with pytest.raises(NoSpace, match="thick and thick hold"):
+        lvm_snapshots.check_room("vg0", {"a": "thick", "b": "thick"}, "n1")
+    lvm_snapshots.check_room("vg0", {"a": "thick"}, "n1")
+    free[0] = size - before  # what was kept by that name before goes first
+    lvm_snapshots.check_room("vg0", {"backup": "thick"}, "n1")
+    free[0] = 0
+    lvm_snapshots.check_room("vg0", {"a": "thin"}, "n1")
+    with pytest.raises(VolumeNotFound):
+        lvm_snapshots.check_room("vg0", {"a": "thin", "b": "gone"}, "n1")
