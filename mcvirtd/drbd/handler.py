@@ -3,13 +3,15 @@
     mcvirt-drbd-handler EVENT SPOOL SOCKET
 
 It writes the event down in the directory SPOOL and tells mcvirtd, which listens at SOCKET; when mcvirtd is away, the
-event is there at its next start. For `fence-peer` it asks mcvirtd whether the other side knows that its data is old
-now, and ends with what the kernel expects. The kernel waits for this program: nothing but the standard library is
-imported, and every wait has an end.
+event is there at its next start. Where it can't be written, mcvirtd is told that, and has it from here alone. For
+`fence-peer` it asks mcvirtd whether the other side knows that its data is old now, and ends with what the kernel
+expects. The kernel waits for this program: nothing but the standard library is imported, and every wait has an end.
 """
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import json
 import os
 import socket
@@ -38,6 +40,7 @@ def main(argv: list[str] | None = None) -> int:
     except OSError as error:
         # The kernel, and who reads its log, can do no more about it than this.
         sys.stderr.write(f"mcvirt-drbd-handler: {event} of {said['resource']} is not kept: {error}\n")
+        said["kept"] = False
     answer = tell(place, said, ASK_WITHIN if event == "fence-peer" else TELL_WITHIN)
     if event != "fence-peer":
         return 0
@@ -49,12 +52,12 @@ def keep(spool: str, said: dict[str, object]) -> str:
     os.makedirs(spool, mode=0o700, exist_ok=True)  # noqa: PTH103 - pathlib takes a third of this program's time
     name = f"{time.time_ns():020d}-{os.getpid()}-{said['event']}.json"
     new, path = os.path.join(spool, "." + name), os.path.join(spool, name)  # noqa: PTH118
-    descriptor = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
     try:
-        os.write(descriptor, json.dumps(said).encode())
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+        _write(new, json.dumps(said).encode())
+    except OSError:
+        with contextlib.suppress(OSError):
+            os.unlink(new)  # noqa: PTH108
+        raise
     os.rename(new, path)  # noqa: PTH104
     directory = os.open(spool, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
@@ -62,6 +65,16 @@ def keep(spool: str, said: dict[str, object]) -> str:
     finally:
         os.close(directory)
     return path
+
+
+def _write(path: str, text: bytes) -> None:
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+    try:
+        if os.write(descriptor, text) != len(text):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def tell(place: str, said: dict[str, object], within: float) -> int | None:

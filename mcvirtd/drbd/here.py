@@ -205,6 +205,8 @@ class DrbdHere:
         down = sorted(name for name in due if self.reader.state(name) is None)
         with ThreadPoolExecutor(UP_AT_ONCE, thread_name_prefix="drbd-up") as pool:
             list(pool.map(lambda name: self._bring_up(name, wanted[name]), down))
+        for name in self._split_here().difference(wanted):
+            self.spool.joined(name)
         self._due = {name for name in down if name in self._faults}
         self._faults = {name: why for name, why in self._faults.items() if name in self._due}
         self._clear_files()
@@ -249,7 +251,8 @@ class DrbdHere:
         self._told(self.reader.all(), True)
         if state is not None and (state.checking or state.copying):
             self._goes_on.set()
-        if event.resource in self._split_here() and (state is None or not state.split_brain):
+        # A resource that is only down, or is connecting, is split all the same.
+        if state is not None and state.connected and event.resource in self._split_here():
             self.spool.joined(event.resource)
 
     def _split_here(self) -> frozenset[str]:
@@ -280,11 +283,19 @@ class DrbdHere:
             "DRBD: the two sides of %s have split. Nothing was discarded; `mcvirt drbd split-brain show` tells more",
             event.resource,
         )
-        self.spool.split(event.resource)
+        try:
+            self.spool.split(event.resource)
+        finally:
+            # The kernel's own line about it may have been missed, and the disk be full: who looks here is to know.
+            split = self.reader.split(event.resource)
+        if not split:
+            self.spool.joined(event.resource)
 
     def _answer(self, event: HandlerEvent) -> int:
         if event.event == "fence-peer":
             return self._fencing.fence(event.resource)
+        if not event.kept:
+            self.spool.take(event)
         self.spool.read()
         return 0
 

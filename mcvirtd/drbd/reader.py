@@ -65,7 +65,7 @@ class Followed:
 
 
 class Reader:
-    """The states of all resources here. Subscribers are called in order, by the thread that reads: they must be quick.
+    """The states of all resources here. Subscribers are called in order, by one thread at a time: they must be quick.
 
     *split* are resources whose sides have refused each other's data before this reader began. *device_size* is asked
     how long a minor is.
@@ -81,6 +81,7 @@ class Reader:
         self._split = split
         self._device_size = device_size
         self._changed = threading.Condition()
+        self._hearing = threading.RLock()
         self._picture = Picture()
         self._complete = False
         self._states: Mapping[str, ResourceState] = MappingProxyType({})
@@ -201,6 +202,22 @@ class Reader:
         size = self._device_size(state.minor)
         return state if size in (0, state.size) else msgspec.structs.replace(state, size=size)
 
+    def split(self, resource: str) -> bool:
+        """Know, from elsewhere, that the resource's sides have refused each other's data, as if the kernel said it.
+
+        False, and nothing is changed, if they have taken each other's data by now.
+        """
+        with self._hearing:
+            before = self._picture.state(resource)
+            if before is not None and before.connected:
+                return False
+            self._picture.split(resource)
+            state = self._picture.state(resource)
+            if self._complete and before is not None and state is not None and not before.split_brain:
+                said = Event(verb="call", kind="helper", resource=resource, fields={"helper": "split-brain"})
+                self._announce([(said, state)])
+            return True
+
     # --- reading ------------------------------------------------------------------------------------------------------
 
     def _read_on(self) -> None:
@@ -223,14 +240,18 @@ class Reader:
             self._stop.wait(AGAIN_AFTER[min(tries, len(AGAIN_AFTER) - 1)])
 
     def _begin(self) -> None:
-        self._picture = Picture()
-        for resource in self._split():
-            self._picture.split(resource)
+        with self._hearing:
+            self._picture = Picture()
+            for resource in self._split():
+                self._picture.split(resource)
 
     def _hear(self, line: str) -> None:
         event = parse(line)
-        if event is None:
-            return
+        if event is not None:
+            with self._hearing:
+                self._take(event)
+
+    def _take(self, event: Event) -> None:
         resource = self._picture.apply(event)
         if not self._picture.complete:
             return

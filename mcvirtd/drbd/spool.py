@@ -24,13 +24,17 @@ _MOST = 64 * 1024
 
 
 class HandlerEvent(msgspec.Struct, frozen=True, kw_only=True):
-    """*event* is the handler's name, such as out-of-sync; *at* the time in seconds since 1970; *peer* a host's name."""
+    """*event* is the handler's name, such as out-of-sync; *at* the time in seconds since 1970; *peer* a host's name.
+
+    *kept* is false where the handler program could not write it down.
+    """
 
     event: str
     resource: str
     at: float = 0.0
     minor: str = ""
     peer: str = ""
+    kept: bool = True
 
 
 Hearer = Callable[[HandlerEvent], None]
@@ -43,6 +47,7 @@ class Spool:
         self.directory = directory
         self._hearers: list[Hearer] = []
         self._reading = threading.Lock()
+        self._unwritten: list[HandlerEvent] = []
 
     def prepare(self) -> None:
         """Make the directories."""
@@ -53,6 +58,13 @@ class Spool:
     def hear(self, hearer: Hearer) -> None:
         """Have *hearer* called with every event from now on, those that wait included, by `read`."""
         self._hearers.append(hearer)
+
+    def take(self, event: HandlerEvent) -> None:
+        """Have an event that could not be written down handed out by `read`, like the others, while this process lives.
+
+        If it was written after all, and only that was not sure, it is handed out twice.
+        """
+        self._unwritten.append(event)
 
     def read(self) -> None:
         """Hand out what has come; what a hearer fails at stays, and so does what is after it of the same resource."""
@@ -66,6 +78,11 @@ class Spool:
                     failed.add(event.resource)
                 elif event.resource not in failed:
                     files.delete(path)
+            for event in tuple(self._unwritten):
+                if event.resource not in failed and self._handed_out(event):
+                    self._unwritten.remove(event)
+                else:
+                    failed.add(event.resource)
 
     def _event(self, path: Path) -> HandlerEvent | None:
         try:

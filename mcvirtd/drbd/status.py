@@ -81,8 +81,7 @@ class Picture:
             return event.resource
         facts.pop(event.kind, None)
         if event.kind == "resource":
-            del self._facts[event.resource]
-            self._split.discard(event.resource)
+            del self._facts[event.resource]  # but if it comes again, its sides are as split as they were
         return event.resource
 
     def split(self, resource: str) -> None:

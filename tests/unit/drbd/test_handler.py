@@ -102,6 +102,35 @@ def test_a_full_disk_does_not_keep_the_kernel_waiting(bell: Bell, capsys: pytest
     assert f"fence-peer of {NAME} is not kept" in capsys.readouterr().err
 
 
+@pytest.mark.usefixtures("told")
+def test_the_daemon_is_told_what_could_not_be_kept(spool: Spool, bell: Bell, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert handler.main(["split-brain", "/dev/null/spool", str(bell.path)]) == 0
+    assert handler.main(["split-brain", str(spool.directory), str(bell.path)]) == 0
+    monkeypatch.setattr(handler.os, "write", lambda descriptor, text: len(text) - 1)  # as much as there was room for
+    assert handler.main(["split-brain", str(spool.directory), str(bell.path)]) == 0
+    assert [(event.resource, event.kept) for event in bell.rung] == [(NAME, False), (NAME, True), (NAME, False)]
+    assert len(list(spool.directory.glob("*.json"))) == 1
+
+
+def test_what_is_written_nowhere_is_said_until_it_was_dealt_with(spool: Spool) -> None:
+    heard: list[str] = []
+    fails = True
+
+    def hearer(event: HandlerEvent) -> None:
+        if fails:
+            raise OSError("on purpose")
+        heard.append(event.event)
+
+    spool.hear(hearer)
+    spool.take(HandlerEvent(event="e1", resource=NAME, kept=False))
+    spool.take(HandlerEvent(event="e2", resource=NAME, kept=False))
+    spool.read()
+    fails = False
+    spool.read()
+    spool.read()
+    assert heard == ["e1", "e2"]
+
+
 def test_the_program_is_installed_code_that_imports_little(spool: Spool, bell: Bell) -> None:
     script = f"import sys; sys.path.insert(0, {str(ROOT)!r})\nfrom mcvirtd.drbd.handler import main\n"
     script += "status = main(sys.argv[1:])\nassert not {'msgspec', 'Pyro4', 'logging', 'pathlib'} & set(sys.modules)\n"

@@ -488,6 +488,89 @@ def test_a_split_is_remembered_until_it_is_over(world: World) -> None:
     assert list(world.here.spool.splits()) == []
 
 
+@pytest.fixture
+def alone_here(world: World) -> World:
+    """The two sides do not find each other."""
+    world.enable()
+    world.here.start()
+    world.kernel.say(*up(f"exists connection name:{NAME} connection:StandAlone role:Unknown"))
+    world.here.reader.wait(NAME, lambda state: state is not None, SOON)
+    settled(world)
+    return world
+
+
+def unkept(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The handler program, which can't write, says that the sides have split."""
+    monkeypatch.setenv("DRBD_RESOURCE", NAME)
+    assert handler.main(["split-brain", "/dev/null/spool", str(world.here.common.socket)]) == 0
+
+
+def is_split(world: World) -> bool:
+    state = world.here.reader.state(NAME)
+    return state is not None and state.split_brain
+
+
+def test_a_split_that_only_the_handler_tells_is_known_and_told(alone_here: World) -> None:
+    assert alone_here.ring("split-brain") == 0
+    assert is_split(alone_here) and list(alone_here.here.spool.splits()) == [NAME]
+    assert alone_here.told[-1][0][NAME].split_brain
+
+
+def test_a_split_that_could_not_be_written_down_is_known(alone_here: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    unkept(alone_here, monkeypatch)
+    assert is_split(alone_here) and list(alone_here.here.spool.splits()) == [NAME]
+
+
+def test_while_the_disk_is_full_a_split_is_known_and_it_is_remembered_when_there_is_room(
+    alone_here: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as full:
+        full.setattr(alone_here.here.spool, "split", lambda resource: (_ for _ in ()).throw(OSError(28, "full")))
+        unkept(alone_here, monkeypatch)
+        assert is_split(alone_here) and list(alone_here.here.spool.splits()) == []
+    alone_here.here.settle()
+    assert list(alone_here.here.spool.splits()) == [NAME]
+
+
+def test_a_split_is_not_forgotten_because_something_else_happens(alone_here: World) -> None:
+    alone_here.ring("split-brain")
+    reader = alone_here.here.reader
+    alone_here.kernel.say(f"destroy resource name:{NAME}")
+    reader.wait(NAME, lambda state: state is None, SOON)
+    alone_here.kernel.say(
+        f"create resource name:{NAME} role:Secondary suspended:no",
+        f"create connection name:{NAME} connection:Connecting role:Unknown",
+    )
+    reader.wait(NAME, lambda state: state is not None and state.connection == "Connecting", SOON)
+    assert is_split(alone_here) and list(alone_here.here.spool.splits()) == [NAME]
+
+
+def test_a_split_that_is_over_when_it_is_written_down_is_not_remembered(
+    alone_here: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reader, spool = alone_here.here.reader, alone_here.here.spool
+    remember = spool.split
+
+    def late(resource: str) -> None:
+        alone_here.kernel.say(*CONNECTED)
+        reader.wait(NAME, lambda state: state is not None and state.both_good, SOON)
+        remember(resource)
+
+    monkeypatch.setattr(spool, "split", late)
+    alone_here.ring("split-brain")
+    assert not is_split(alone_here) and list(spool.splits()) == []
+
+
+def test_a_split_goes_with_the_hard_drive(alone_here: World) -> None:
+    alone_here.ring("split-brain")
+    alone_here.here.settle()
+    assert list(alone_here.here.spool.splits()) == [NAME]
+    with alone_here.store.change() as change:
+        change.delete(DiskRecord, DISK)
+    alone_here.here.settle()
+    assert list(alone_here.here.spool.splits()) == []
+
+
 def test_a_split_that_came_while_the_daemon_was_away_is_known(world: World) -> None:
     world.here.spool.prepare()
     handler.keep(str(world.here.spool.directory), {"event": "split-brain", "resource": NAME, "at": 1.0})

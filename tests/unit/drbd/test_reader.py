@@ -167,6 +167,51 @@ def test_subscribers_are_told_each_event_with_the_state_after_it(kernel: Kernel,
     assert heard.empty()
 
 
+def test_a_split_that_is_known_from_elsewhere_is_told_once_and_not_lost_to_an_event_at_the_same_time(
+    kernel: Kernel,
+) -> None:
+    reader = Reader(kernel)
+    heard: queue.Queue[tuple[str, bool]] = queue.Queue()
+    reader.subscribe(lambda event, state: heard.put((event.helper, state is not None and state.split_brain)))
+    reader.start()
+    try:
+        kernel.say(f"exists resource name:{NAME} role:Primary suspended:no", "exists -")
+        reader.wait(NAME, lambda state: state is not None, within=SOON)
+        made, go = threading.Event(), threading.Event()
+        state_of = reader._picture.state
+
+        def held_up(resource: str) -> ResourceState | None:
+            state = state_of(resource)
+            if not made.is_set():
+                made.set()
+                go.wait(SOON)
+            return state
+
+        reader._picture.state = held_up  # type: ignore[method-assign]
+        kernel.say(f"change resource name:{NAME} role:Secondary")
+        assert made.wait(SOON)
+        other = threading.Thread(target=lambda: [reader.split(NAME), reader.split(NAME)])
+        other.start()
+        other.join(0.2)
+        go.set()
+        other.join(SOON)
+        state = reader.wait(NAME, lambda state: state is not None and state.role == "Secondary", within=SOON)
+        assert state.split_brain
+        assert [heard.get(timeout=SOON) for _ in range(3)] == [("", False), ("", False), ("split-brain", True)]
+        assert heard.empty()
+        assert reader.split("mcvirt-nobody")
+        assert reader.state("mcvirt-nobody") is None
+        kernel.say(
+            f"create connection name:{NAME} connection:Connected role:Secondary",
+            f"create peer-device name:{NAME} replication:Established peer-disk:UpToDate",
+        )
+        reader.wait(NAME, lambda state: state is not None and state.connected, within=SOON)
+        assert not reader.split(NAME)
+        assert not reader.wait(NAME, lambda state: state is not None, within=SOON).split_brain
+    finally:
+        reader.stop()
+
+
 def test_a_split_from_before_is_remembered(kernel: Kernel) -> None:
     reader = Reader(kernel, split=lambda: [NAME])
     reader.start()

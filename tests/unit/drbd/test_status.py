@@ -121,6 +121,8 @@ def test_a_split_is_known_until_the_sides_take_each_other_again() -> None:
     assert hear(f"call helper name:{NAME} helper:split-brain").split_brain
     assert hear(f"change connection name:{NAME} connection:StandAlone").split_brain
     assert hear(f"change connection name:{NAME} connection:Connected").split_brain
+    picture.apply(Event(verb="destroy", kind="resource", resource=NAME))
+    assert hear(f"create resource name:{NAME} role:Secondary suspended:no").split_brain
     assert not hear(f"change peer-device name:{NAME} replication:WFBitMapS").split_brain
 
 
