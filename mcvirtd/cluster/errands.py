@@ -51,9 +51,10 @@ class Errands:
         seen, told = -1, False
         away_since: float | None = None
         while True:
+            telling = task.cancelled.is_set() and not told
             following = {"task": reply.task, "seen": seen, "wait": FOLLOW_FOR}
             try:
-                if task.cancelled.is_set() and not told:
+                if telling:
                     told = self._cancel(node, reply.task, caller)
                 news = _news.decode(self._forward(node, "task.follow", following, caller).ok)
             except NodeUnreachable as error:
@@ -62,7 +63,10 @@ class Errands:
                 else:  # it answers heartbeats, and this not
                     task.cancelled.wait(ASK_AGAIN_AFTER)
                 left = away_since + RETURNS_WITHIN - time.monotonic()
-                if left <= 0 or task.cancelled.is_set() or not self._returns(node, left):
+                returns = left > 0 and not task.cancelled.is_set() and self._returns(node, left)
+                # Who cancels it while the node is waited for: that is said once, lest it goes on there for nobody.
+                untold = task.cancelled.is_set() and not told and not telling
+                if not returns and not untold:
                     raise AnswerLost(node=node, reason=f"{_reason(error)} Task {reply.task} may go on there.") from None
                 continue
             away_since = None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from datetime import UTC, datetime
 from typing import Any, cast
 
@@ -156,6 +157,49 @@ def test_a_cancellation_that_did_not_arrive_is_said_again() -> None:
     with pytest.raises(TaskCancelled):
         run(other, task)
     assert [asked for asked, _ in other.asked[2:]] == ["task.cancel", "task.follow"]
+
+
+def test_who_cancels_it_while_the_node_is_waited_for_is_heard_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    task = Task("x", "", "alice", "n1")
+
+    class Waited(OtherNode):
+        def wait_for(self, node: str, within: float) -> bool:
+            task.cancel("alice")
+            super().wait_for(node, within)
+            return False
+
+    other = Waited(Reply(task="t1"), AWAY, Reply(), news(TaskState.CANCELLED, 4))
+    with pytest.raises(TaskCancelled):
+        run(other, task)
+    assert [asked for asked, _ in other.asked[2:]] == ["task.cancel", "task.follow"]
+
+    class Pausing(OtherNode):  # cancelled while it is not asked for a moment, since it answers heartbeats only
+        def call(self, node: str, object_id: str, operation: str, arguments: dict[str, Any]) -> msgspec.Raw:
+            if len(self.asked) == 2:
+                threading.Timer(0.1, task.cancel, ("alice",)).start()
+            return super().call(node, object_id, operation, arguments)
+
+    monkeypatch.setattr("mcvirtd.cluster.errands.ASK_AGAIN_AFTER", 10.0)
+    task = Task("x", "", "alice", "n1")
+    other = Pausing(Reply(task="t1"), AWAY, AWAY, Reply(), AWAY)
+    with pytest.raises(AnswerLost, match="may go on there"):
+        run(other, task)
+    assert [asked for asked, _ in other.asked[3:]] == ["task.cancel", "task.follow"]
+
+
+def test_who_cancels_it_while_the_node_is_waited_for_does_not_wait_on_for_it() -> None:
+    task = Task("x", "", "alice", "n1")
+
+    class Waited(OtherNode):
+        def wait_for(self, node: str, within: float) -> bool:
+            task.cancel("alice")
+            super().wait_for(node, within)
+            return False
+
+    other = Waited(Reply(task="t1"), AWAY, AWAY)
+    with pytest.raises(AnswerLost, match="may go on there"):
+        run(other, task)
+    assert [asked for asked, _ in other.asked[2:]] == ["task.cancel"] and len(other.waited) == 1
 
 
 def test_an_errand_on_this_node_goes_through_its_own_door_without_the_session() -> None:
