@@ -291,10 +291,6 @@ class DrbdNotReady(Refused):
     """DRBD can't be enabled: {reasons} Nothing was changed."""
 
 
-class DrbdNotEnabled(Conflict):
-    """DRBD is not enabled in this cluster. `mcvirt drbd enable` does that."""
-
-
 class DrbdDeviceOpen(Conflict):
     """A program on this node has the device of DRBD resource {name} open."""
 
@@ -387,6 +383,11 @@ class SettingsRefused(Refused):
 
 class UndoIncomplete(Failed):
     """{text} Not everything could be undone: {remains}"""
+
+
+class MigrationUnfinished(UndoIncomplete):
+    """Virtual machine '{name}' is on node '{node}' now. {what} follows by itself as soon as it can. Just now it can't:
+    {remains}"""
 
 
 # --- members of the cluster ---------------------------------------------------------------------------------------

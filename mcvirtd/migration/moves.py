@@ -92,7 +92,8 @@ class Moves:
             ask=ask,
         )
         disks = DisksOfMachines(ground.store, CopiedDisks(ask, copies), replicated)
-        settlement = Settlement(ground, hypervisor, disks, ask)
+        self._waits = Waits(ground, rights, stopping)
+        settlement = Settlement(ground, hypervisor, disks, ask, may_start=self._waits.require_start)
         planner = MigrationPlanner(
             ground,
             hypervisor=hypervisor,
@@ -128,7 +129,6 @@ class Moves:
         self._catches_up = drbd.catches_up
         self._ready: set[str] = set()
         self._tried = 0.0
-        self._waits = Waits(ground, rights, stopping)
         self._tasks = tasks
         self._audit = audit
         self.service = MigrationService(

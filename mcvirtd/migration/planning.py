@@ -95,6 +95,7 @@ class MigrationPlanner:
             else (),
             by=by,
             begun=self._clock(),
+            start_after=wanted.start_after,
         )
         found = [self._look("Virtual machine", "it can be migrated now.", lambda: self._check_machine(machine, wanted))]
         found.append(self._look("Node", "it may run there.", lambda: self._check_node(vm, ticket)))

@@ -8,12 +8,15 @@ import msgspec
 
 from mcvirt.api.migration import MigrationApi
 from mcvirt.errors import (
+    AnswerLost,
     ChangeUnknown,
     Conflict,
     LeaderUnreachable,
     McvirtError,
     MigratedOnly,
     MigrationFailed,
+    MigrationUnfinished,
+    NodeUnreachable,
     Refused,
     SeveralReasons,
     TaskCancelled,
@@ -25,15 +28,15 @@ from mcvirtd.hypervisor.moving import JobResult, MovingVerbs
 from mcvirtd.migration.disks import Ask, DisksOfMachines
 from mcvirtd.migration.planning import MigrationPlanner, Prepared, check_words
 from mcvirtd.migration.sending import Sending
-from mcvirtd.migration.settling import Settlement
+from mcvirtd.migration.settling import Outcome, Settlement
+from mcvirtd.migration.ticket import Ticket
 from mcvirtd.migration.tunnel import Tunnel
 from mcvirtd.migration.waiting import Waits
 from mcvirtd.state.records import NodeRecord, VmRecord
 from mcvirtd.tasks.task import current_task, step
+from mcvirtd.tasks.transaction import Transaction
 from mcvirtd.vm.ground import Ground
 from mcvirtd.vm.unsettled import SETTLE
-
-START_WITHIN = 60.0
 
 
 class MigrationService(MigrationApi):
@@ -95,13 +98,16 @@ class MigrationService(MigrationApi):
         return self._migrate(name, how, waiting.by)
 
     def _migrate(self, name: str, how: Migration, by: str) -> MigrationReport:
-        with self._locks.hold(f"vm:{name}"):
-            with step("Checking"):
-                prepared = self._planner.prepare(name, how, by)
-                self._require(prepared)
-            self._carry_out(prepared, how)
-        if how.start_after:
-            self._start(name, how.node)
+        with self._journal.transaction() as tx:
+            with self._locks.hold(f"vm:{name}"):
+                with step("Checking"):
+                    prepared = self._planner.prepare(name, how, by)
+                    self._require(prepared)
+                self._carry_out(tx, prepared, how)
+            # Its ticket is due until the start was answered: who dies before that leaves it to the next process.
+            if how.start_after:
+                self._start(tx, prepared.ticket)
+            tx.keep()
         vm = self._store.get(VmRecord, name)
         if vm is None or vm.last_migration is None:
             raise Conflict(text=f"Virtual machine '{name}' was deleted meanwhile.")
@@ -113,28 +119,40 @@ class MigrationService(MigrationApi):
         if against:
             raise SeveralReasons.of(against)
 
-    def _carry_out(self, prepared: Prepared, how: Migration) -> None:
+    def _carry_out(self, tx: Transaction, prepared: Prepared, how: Migration) -> None:
+        """Return when the machine is on the other node, and raise if it has stayed."""
         ticket = prepared.ticket
         result: JobResult | None = None
         failure: McvirtError | None = None
-        with self._journal.transaction() as tx:
-            tx.undo(SETTLE, ticket=ticket.to_journal())
-            tx.leave_due_if_unknown()
-            try:
-                result = self._move(prepared, how)
-            except (ChangeUnknown, LeaderUnreachable):
-                raise  # whether the machine is on the other node now, its record will say
-            except McvirtError as error:
-                failure = error
-            with current_task().shielded(), step("Settling where the machine is"):
-                outcome = self._settlement.settle(ticket, result)
-            tx.keep()
+        tx.undo(SETTLE, ticket=ticket.to_journal())
+        tx.leave_due_if_unknown()
+        try:
+            result = self._move(prepared, how)
+        except (ChangeUnknown, LeaderUnreachable):
+            raise  # whether the machine is on the other node now, its record will say
+        except McvirtError as error:
+            failure = error
+        with current_task().shielded(), step("Settling where the machine is"):
+            outcome = self._settle(tx, ticket, result)
         if outcome == "there":
             return
+        tx.keep()
         if isinstance(failure, TaskCancelled):
             raise failure
         reason = str(failure or "the machine was changed meanwhile.")
         raise MigrationFailed(name=ticket.name, reason=reason, node=ticket.source) from failure
+
+    def _settle(self, tx: Transaction, ticket: Ticket, result: JobResult | None) -> Outcome:
+        try:
+            return self._settlement.settle(ticket, result)
+        except (ChangeUnknown, LeaderUnreachable):
+            raise
+        except McvirtError as error:
+            vm = self._store.get(VmRecord, ticket.name)
+            if vm is None or vm.uuid != ticket.uuid or vm.node != ticket.target:
+                raise
+            start = ", its start included," if ticket.start_after else ""
+            raise self._left_due(tx, ticket, f"The rest of its migration{start}", error) from error
 
     def _move(self, prepared: Prepared, how: Migration) -> JobResult | None:
         ticket, machine = prepared.ticket, prepared.machine
@@ -174,9 +192,19 @@ class MigrationService(MigrationApi):
         finally:
             tunnel.close()
 
-    def _start(self, name: str, node: str) -> None:
+    def _start(self, tx: Transaction, ticket: Ticket) -> None:
         try:
-            with step(f"Starting the machine on node {node}"):
-                self._ask(node, "start", within=START_WITHIN, name=name)
+            self._settlement.start(ticket)
+        except MigratedOnly:
+            tx.keep()
+            raise
         except McvirtError as error:
-            raise MigratedOnly(name=name, node=node, reason=str(error)) from error
+            raise self._left_due(tx, ticket, "Its start", error) from error
+
+    @staticmethod
+    def _left_due(tx: Transaction, ticket: Ticket, what: str, error: McvirtError) -> MigrationUnfinished:
+        """The error that says that *what* is not done, for *error*, and is done later: the ticket stays due."""
+        tx.leave_due()
+        if isinstance(error, AnswerLost):  # nobody is to look whether it was done, and do it again
+            error = NodeUnreachable(node=error.node, reason=error.reason)
+        return MigrationUnfinished(name=ticket.name, node=ticket.target, what=what, remains=str(error))

@@ -10,13 +10,27 @@ from __future__ import annotations
 import logging
 import threading
 import time
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from datetime import UTC, datetime
 from typing import Any, Literal
 
 import msgspec
 
-from mcvirt.errors import Conflict, Failed, VmNotFound
+from mcvirt.errors import (
+    Busy,
+    Conflict,
+    Failed,
+    McvirtError,
+    MigratedOnly,
+    NodeUnreachable,
+    NotPermitted,
+    TaskCancelled,
+    Unreachable,
+    VmAlreadyRunning,
+    VmNotFound,
+)
 from mcvirt.types.arrival import Whereabouts
 from mcvirt.types.migration import MigrationReport
 from mcvirtd.hypervisor.moving import JobResult, MovingVerbs
@@ -25,7 +39,8 @@ from mcvirtd.migration import sockets
 from mcvirtd.migration.disks import Ask, DisksOfMachines
 from mcvirtd.migration.ticket import Ticket, nodes_at
 from mcvirtd.state.records import DiskRecord, NodeRecord, VmRecord
-from mcvirtd.tasks.task import current_task
+from mcvirtd.tasks.engine import CLOSING
+from mcvirtd.tasks.task import current_task, step
 from mcvirtd.vm.design import Machine
 from mcvirtd.vm.ground import Ground
 from mcvirtd.vm.unsettled import SETTLE
@@ -34,15 +49,27 @@ log = logging.getLogger(__name__)
 
 # libvirt itself waits 30 s for a domain that is busy.
 ABANDON_WITHIN = 60.0
+START_WITHIN = 60.0
 _JOB_ENDS_WITHIN = 30.0
 _LOOK_EVERY = 0.1
 Outcome = Literal["here", "there", "gone"]
 
 
 class Settlement:
-    """Ends migrations of machines of this node."""
+    """Ends migrations of machines of this node.
 
-    def __init__(self, ground: Ground, hypervisor: MovingVerbs, disks: DisksOfMachines, ask: Ask) -> None:
+    *may_start* raises NotPermitted where a user, named after the machine, may not start it.
+    """
+
+    def __init__(
+        self,
+        ground: Ground,
+        hypervisor: MovingVerbs,
+        disks: DisksOfMachines,
+        ask: Ask,
+        *,
+        may_start: Callable[[str, str], None],
+    ) -> None:
         self._store = ground.store
         self._journal = ground.journal
         self._locks = ground.locks
@@ -51,6 +78,7 @@ class Settlement:
         self._hypervisor = hypervisor
         self._disks = disks
         self._ask = ask
+        self._may_start = may_start
         ground.journal.register(SETTLE, self._settle_entry)
 
     def due(self) -> list[Ticket]:
@@ -73,8 +101,14 @@ class Settlement:
             "there": f"Virtual machine '{found.name}' was found on node '{found.target}': its migration was finished.",
             "gone": f"Virtual machine '{found.name}' was deleted or moved on meanwhile; nothing of it was left here.",
         }
-        log.warning("%s", words[outcome])
-        current_task().conclude(words[outcome], done=outcome == "there")
+        sentence, done = words[outcome], outcome == "there"
+        if done and found.start_after:
+            try:
+                self._start_late(found)
+            except MigratedOnly as error:
+                sentence, done = str(error), False
+        log.warning("%s", sentence)
+        current_task().conclude(sentence, done=done)
 
     def settle(self, ticket: Ticket, result: JobResult | None = None) -> Outcome:
         """Find out where the machine is, and leave it there alone; *result* is what is known of a success.
@@ -169,10 +203,38 @@ class Settlement:
         self._off(ticket.uuid)
         with ThreadPoolExecutor(1, thread_name_prefix="finish") as pool:
             there = pool.submit(self._ask, ticket.target, "finish", name=ticket.name)
-            self._disks.each("finish", machine, ticket)
+            try:
+                self._disks.each("finish", machine, ticket)
+            except Exception:
+                if (error := there.exception()) is not None:  # only one of the two can be raised
+                    log.warning("%s was not finished on node %s either: %s", ticket.name, ticket.target, error)
+                raise
             there.result()
         self._disks.each("part", machine, ticket)
         return "there"
+
+    def start(self, ticket: Ticket) -> None:
+        """Have the machine started on the other node, where it is now; nothing is done if it runs.
+
+        MigratedOnly if it is not to be; after another error it is to be asked for again.
+        """
+        try:
+            with step(f"Starting the machine on node {ticket.target}"), suppress(VmAlreadyRunning):
+                self._ask(ticket.target, "start", within=START_WITHIN, name=ticket.name)
+        except (Unreachable, Busy):
+            raise  # nobody has refused it, and whether it was done is not always known
+        except McvirtError as error:
+            if isinstance(error, TaskCancelled) and current_task().cancelled_by == CLOSING:
+                raise NodeUnreachable(node=self._node, reason="mcvirtd is stopping.") from None
+            raise MigratedOnly(name=ticket.name, node=ticket.target, reason=str(error)) from error
+
+    def _start_late(self, ticket: Ticket) -> None:
+        """The same long after it was asked for, perhaps: by somebody who may not have it any more."""
+        try:
+            self._may_start(ticket.name, ticket.by)
+        except NotPermitted as error:
+            raise MigratedOnly(name=ticket.name, node=ticket.target, reason=str(error)) from error
+        self.start(ticket)
 
     def _clear_here(self, ticket: Ticket, vm: VmRecord | None) -> None:
         if vm is None or vm.uuid != ticket.uuid or vm.node != self._node:

@@ -14,7 +14,7 @@ from mcvirtd.vm.design import Machine
 class Ticket(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """The migration of machine *name* from *source* to *target*; the data of the disks in *copied* goes with it.
 
-    *by* is who asked for it, *begun* when (seconds since the epoch).
+    *by* is who asked for it, *begun* when (seconds since the epoch). With *start_after* it is to be started there.
     """
 
     name: str
@@ -25,6 +25,7 @@ class Ticket(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     copied: tuple[str, ...]
     by: str
     begun: float
+    start_after: bool = False  # not in the journals of earlier versions
 
     @property
     def traveller(self) -> Traveller:

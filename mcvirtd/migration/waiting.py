@@ -57,12 +57,17 @@ class Waits:
 
     def require(self, name: str, waiting: Waiting) -> None:
         """Raise NotPermitted unless who asked for it has the permissions for it now."""
-        # Of two of this name, it is the one who has only what the record says.
-        root = waiting.by == ROOT and not self._rights.knows(ROOT)
-        caller = Caller(user=waiting.by, root=root)
-        self._rights.require(caller, Permission.MIGRATE_VM, name)
+        self._rights.require(self._who(waiting.by), Permission.MIGRATE_VM, name)
         if waiting.start_after:
-            self._rights.require(caller, Permission.CHANGE_VM_POWER_STATE, name)
+            self.require_start(name, waiting.by)
+
+    def require_start(self, name: str, by: str) -> None:
+        """Raise NotPermitted unless *by*, who asked for the machine to be started some time ago, may start it now."""
+        self._rights.require(self._who(by), Permission.CHANGE_VM_POWER_STATE, name)
+
+    def _who(self, by: str) -> Caller:
+        # Of two of this name, it is the one who has only what the record says.
+        return Caller(user=by, root=by == ROOT and not self._rights.knows(ROOT))
 
     def _begin(self, name: str, waiting: Waiting) -> None:
         with self._store.change() as change:

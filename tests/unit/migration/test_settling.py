@@ -7,7 +7,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from mcvirt.errors import Conflict, Failed, McvirtError, NodeUnreachable
+from mcvirt.errors import Conflict, Failed, McvirtError, NodeUnreachable, NotPermitted
 from mcvirt.types.arrival import Whereabouts
 from mcvirtd.hypervisor.moving import JobResult
 from mcvirtd.hypervisor.states import DomainState
@@ -28,18 +28,20 @@ DEFINED = Whereabouts(defined=True)
 class Story:
     """web1 on n1, on its way to n2, which says *there*; *asked* is what n2 was told to do."""
 
-    def __init__(self, world: World, *, online: bool = True) -> None:
+    def __init__(self, world: World, *, online: bool = True, start_after: bool = False) -> None:
         self.world = world
         self.there = NOWHERE
         self.away = False
         self.asked: list[str] = []
+        self.errors: dict[str, McvirtError] = {}
+        self.may_start = True
         world.second_node()
         assert world.create() is None
         with world.store.change() as change:
             change.edit(BackendRecord, "pool", nodes={"n1": "", "n2": ""})
         self.copies = Copies(world.ground, world.node)
-        disks = DisksOfMachines(world.store, CopiedDisks(self.ask, self.copies), None)
-        self.settlement = Settlement(world.ground, world.hypervisor, disks, self.ask)
+        self.disks = DisksOfMachines(world.store, CopiedDisks(self.ask, self.copies), None)
+        self.settlement = Settlement(world.ground, world.hypervisor, self.disks, self.ask, may_start=self.require_start)
         (self.disk,) = world.store.all(DiskRecord).values()
         vm = world.record()
         self.uuid = vm.uuid
@@ -52,6 +54,7 @@ class Story:
             copied=(self.disk.id,),
             by="bob",
             begun=0,
+            start_after=start_after,
         )
         if online:
             assert world.start() is None
@@ -63,7 +66,14 @@ class Story:
         if operation == "whereabouts":
             return msgspec.Raw(msgspec.json.encode(self.there))
         self.asked.append(operation)
+        if operation in self.errors:
+            raise self.errors[operation]
         return msgspec.Raw(b"null")
+
+    def require_start(self, name: str, by: str) -> None:
+        assert (name, by) == ("web1", "bob")
+        if not self.may_start:
+            raise NotPermitted(user=by, permission="CHANGE_VM_POWER_STATE", scope="")
 
     def leave_due(self) -> None:
         """A migration ends without n2 having been asked how."""
@@ -278,3 +288,22 @@ def test_stays_only_when_libvirt_is_done_with_it(story: Story, monkeypatch: pyte
     assert story.settlement.settle(story.ticket) == "here"
     assert answers == []
     story.is_here()
+
+
+def test_both_nodes_fail_and_the_other_ones_error_is_logged(
+    story: Story, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    story.settlement.commit(story.ticket, None)
+    story.stand()
+
+    def fail(act: str, machine: object, ticket: object) -> None:
+        raise Conflict(text=f"{act}: it is in use here.")
+
+    monkeypatch.setattr(story.disks, "each", fail)
+    with pytest.raises(Conflict, match="in use here"):
+        story.settlement.settle(story.ticket)
+    assert "not finished on node" not in caplog.text
+    story.errors["finish"] = Conflict(text="libvirt there is away.")
+    with pytest.raises(Conflict, match="in use here"):
+        story.settlement.settle(story.ticket)
+    assert "web1 was not finished on node n2 either: libvirt there is away." in caplog.text
