@@ -69,7 +69,7 @@ def _table(out: Output, drives: Sequence[DrbdInfo]) -> str:
             connection(drive),
             _both(drive, lambda state: state.disk),
             sync(drive),
-            "" if drive.verified is None else f"{drive.verified:%Y-%m-%d %H:%M} {drive.verification}",
+            "" if drive.verified is None else f"{drive.verified.astimezone():%Y-%m-%d %H:%M} {drive.verification}",
         )
         for drive in drives
     ]

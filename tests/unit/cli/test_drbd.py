@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from datetime import UTC, datetime
 
 import msgspec
@@ -57,13 +58,27 @@ def test_enable_says_what_it_kept_and_what_could_be_better(capsys: pytest.Captur
 
 
 def test_both_sides_are_in_one_line(capsys: pytest.CaptureFixture[str]) -> None:
-    out, err = listed(drive(verified=datetime(2030, 1, 2, 3, 4, tzinfo=UTC), verification="clean"), capsys)
+    verified = datetime(2030, 1, 2, 3, 4).astimezone()
+    out, err = listed(drive(verified=verified, verification="clean"), capsys)
     for word in (
         *("mcvirt-hd-1", "web1 (1)", "7792", "n1: Primary, n2: Secondary", "Connected", "n1: UpToDate, n2: UpToDate"),
         *("In Sync", "2030-01-02 03:04 clean"),
     ):
         assert word in out
     assert err == ""
+
+
+def test_when_it_was_verified_is_told_in_local_time(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("TZ", "EST5")
+    time.tzset()
+    try:
+        out, _ = listed(drive(verified=datetime(2030, 1, 2, 3, 4, tzinfo=UTC), verification="clean"), capsys)
+    finally:
+        monkeypatch.undo()
+        time.tzset()
+    assert "2030-01-01 22:04 clean" in out
 
 
 @pytest.mark.parametrize(
