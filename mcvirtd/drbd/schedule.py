@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from datetime import datetime, timedelta
+from datetime import UTC, date, datetime, time, timedelta
 
 import msgspec
 
@@ -16,7 +16,7 @@ _FORM = re.compile(r"(daily|weekly|monthly|" + "|".join(DAYS) + r")(?: ([01]\d|2
 
 
 class Schedule(msgspec.Struct, frozen=True, kw_only=True):
-    """On *weekday* (0 is monday), on the first of the month, or each day, at *hour*:*minute*."""
+    """On *weekday* (0 is monday), on the first of the month, or each day, at *hour*:*minute* of this node's time."""
 
     weekday: int | None = None
     first_of_month: bool = False
@@ -24,15 +24,21 @@ class Schedule(msgspec.Struct, frozen=True, kw_only=True):
     minute: int = 0
 
     def last(self, now: datetime) -> datetime:
-        """The latest moment not after *now* at which verifications are to begin."""
-        moment = now.replace(hour=self.hour, minute=self.minute, second=0, microsecond=0)
-        if moment > now:
-            moment -= timedelta(days=1)
+        """The latest moment not after *now* at which verifications are to begin; both with their zone."""
+        day = now.astimezone().date()
+        if self._on(day) > now:
+            day -= timedelta(days=1)
         if self.first_of_month:
-            return moment.replace(day=1)
-        if self.weekday is not None:
-            moment -= timedelta(days=(moment.weekday() - self.weekday) % 7)
-        return moment
+            day = day.replace(day=1)
+        elif self.weekday is not None:
+            day -= timedelta(days=(day.weekday() - self.weekday) % 7)
+        return self._on(day)
+
+    def _on(self, day: date) -> datetime:
+        # By the offset that the clocks have on that day, which may be another one than today's. A time that they leave
+        # out is as much later; astimezone() alone would have it earlier.
+        moment = datetime.combine(day, time(self.hour, self.minute)).timestamp()
+        return datetime.fromtimestamp(moment, UTC).astimezone()
 
 
 def parse(text: str) -> Schedule | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import threading
+import time
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
@@ -734,7 +735,54 @@ def test_other_nodes_disks_are_not_this_ones_to_verify(world: World) -> None:
 )
 def test_the_last_moment_of_a_schedule(text: str, moment: str) -> None:
     plan = schedule.parse(text)
-    assert plan is not None and plan.last(datetime(2027, 3, 10, 12, 0)).isoformat()[:16] == moment  # noqa: DTZ001
+    now = datetime(2027, 3, 10, 12, 0).astimezone()
+    assert plan is not None and plan.last(now).isoformat()[:16] == moment
+
+
+@pytest.fixture
+def central_europe(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Clocks are set on 2027-03-28 from 02:00 to 03:00, and on 2027-10-31 from 03:00 back to 02:00."""
+    monkeypatch.setenv("TZ", "CET-1CEST,M3.5.0,M10.5.0/3")
+    time.tzset()
+    yield
+    monkeypatch.undo()
+    time.tzset()
+
+
+@pytest.mark.usefixtures("central_europe")
+@pytest.mark.parametrize(
+    ("text", "now", "moment"),
+    [
+        ("saturday 03:00", "2027-10-30T03:00+02:00", "2027-10-30T03:00+02:00"),
+        ("saturday 03:00", "2027-10-31T04:00+01:00", "2027-10-30T03:00+02:00"),
+        ("monthly 03:00", "2027-11-30T12:00+01:00", "2027-11-01T03:00+01:00"),
+        ("monthly 03:00", "2027-10-31T12:00+01:00", "2027-10-01T03:00+02:00"),
+        # There is 02:30 twice, and the first one counts.
+        ("daily 02:30", "2027-10-31T02:30+02:00", "2027-10-31T02:30+02:00"),
+        ("daily 02:30", "2027-10-31T02:15+01:00", "2027-10-31T02:30+02:00"),
+        ("daily 02:30", "2027-10-31T02:45+01:00", "2027-10-31T02:30+02:00"),
+        # There is no 02:30: what counts is 03:30.
+        ("daily 02:30", "2027-03-28T03:15+02:00", "2027-03-27T02:30+01:00"),
+        ("daily 02:30", "2027-03-28T03:30+02:00", "2027-03-28T03:30+02:00"),
+        ("saturday 03:00", "2027-03-28T03:30+02:00", "2027-03-27T03:00+01:00"),
+    ],
+)
+def test_a_moment_is_told_by_the_clocks_of_its_own_day(text: str, now: str, moment: str) -> None:
+    plan = schedule.parse(text)
+    assert plan is not None
+    for zone in (None, UTC):
+        assert plan.last(datetime.fromisoformat(now).astimezone(zone)) == datetime.fromisoformat(moment)
+
+
+@pytest.mark.usefixtures("central_europe")
+def test_what_was_done_before_the_clocks_were_set_back_is_not_due_again(world: World) -> None:
+    world.furnish().says("verify", recorded.CLEAN)
+    world.now = datetime.fromisoformat("2027-10-29T12:00+02:00")
+    act(lambda: world.service.set_schedule("saturday 03:00"))
+    world.now = datetime.fromisoformat("2027-10-30T03:00:20+02:00")
+    assert len(act(world.service.verify_due)) == 1
+    world.now = datetime.fromisoformat("2027-10-31T12:00+01:00")
+    assert world.service.due() == []
 
 
 @pytest.mark.parametrize(
