@@ -56,7 +56,10 @@ class VerificationApi:
     def set_schedule(
         self, schedule: str | None = None, concurrency: int | None = None, rate: int | None = None
     ) -> VerifySettings:
-        """Change what is named: *schedule* is "off", "daily 03:00", "sunday 03:00" or "monthly 03:00"."""
+        """Change what is named: *schedule* is "off", "daily 03:00", "sunday 03:00" or "monthly 03:00".
+
+        Another schedule than before begins with its next moment, by the time of the node that verifies.
+        """
         raise NotImplementedError
 
     @remote(needs=Permission.MANAGE_DRBD, on=Vm("name"), runs_at=Owner("name"), task=True)

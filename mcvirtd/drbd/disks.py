@@ -15,6 +15,7 @@ import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
+from datetime import UTC, datetime
 from typing import TypeVar
 
 import msgspec
@@ -180,7 +181,8 @@ class ReplicatedDisks:
             self._legs(self._node).command(plan.id, LegCommand.NEW_CURRENT_UUID_CLEAN)
             self._wait(name, _both_good, AGREE_WITHIN)
         replica = Replica(minor=leg.minor, port=leg.port, secret=leg.secret)
-        return msgspec.structs.replace(plan.record(self._device_size(leg.minor)), replica=replica)
+        record = plan.record(self._device_size(leg.minor))
+        return msgspec.structs.replace(record, replica=replica, made=datetime.now(UTC))
 
     def keep(self, change: Change, record: DiskRecord) -> None:
         """The record has the minor and the port from now on."""

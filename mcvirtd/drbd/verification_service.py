@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Callable, Collection, Sequence
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Any, Protocol
 
 import msgspec
@@ -118,13 +118,20 @@ class VerificationService(VerificationApi):
         return self._scheduled.locked()
 
     def due(self) -> list[DiskRecord]:
-        """The hard drives in this node's care for which the schedule's last moment has passed unheeded."""
-        plan = schedule.parse(self._drbd().verify_schedule)
+        """The hard drives in this node's care for which the schedule's last moment has passed unheeded.
+
+        A moment before the schedule was set, or before a hard drive was made, does not count; one that passed while
+        mcvirtd was stopped does.
+        """
+        settings = self._drbd()
+        plan = schedule.parse(settings.verify_schedule)
         if plan is None:
             return []
         moment = plan.last(self._clock())
+        if not _later(moment, settings.verify_since):
+            return []
         mine = (disk for disk in self._disks() if disk.replica is not None and self._keeper(disk) == self._node)
-        return [disk for disk in mine if not self._heeded(disk.id, moment)]
+        return [disk for disk in mine if _later(moment, disk.made) and not self._heeded(disk.id, moment)]
 
     def _heeded(self, disk: str, moment: datetime) -> bool:
         record = self._store.get(VerificationRecord, disk) or VerificationRecord(disk=disk)
@@ -201,7 +208,7 @@ class VerificationService(VerificationApi):
     def set_schedule(
         self, schedule: str | None = None, concurrency: int | None = None, rate: int | None = None
     ) -> VerifySettings:
-        """Change what is named."""
+        """Change what is named; another schedule than before begins with its next moment."""
         fields: dict[str, Any] = {}
         if schedule is not None:
             _parsed(schedule)
@@ -218,6 +225,8 @@ class VerificationService(VerificationApi):
         with self._store.change() as change:
             before = change.get(DrbdRecord, "drbd") or DrbdRecord()
             after = msgspec.structs.replace(before, **fields)
+            if after.verify_schedule != before.verify_schedule:
+                after = msgspec.structs.replace(after, verify_since=self._clock().astimezone(UTC))
             if after != before:
                 change.put(after)
         return self.settings()
@@ -306,6 +315,11 @@ class VerificationService(VerificationApi):
 
 def _parsed(text: str) -> None:
     schedule.parse(text)
+
+
+def _later(moment: datetime, since: datetime | None) -> bool:
+    """Whether *moment* came after *since*; None is before all of them."""
+    return since is None or moment > since
 
 
 def _problem(disk: DiskRecord, result: Verification | McvirtError | None) -> str:

@@ -95,9 +95,9 @@ class Replica(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
 class DiskRecord(Record, frozen=True, kw_only=True):
     """A hard drive: *volume* on *backend* (its name) on *nodes*; attached to *vm* under *slot* (1..n), or to none.
 
-    With a *replica* it is mirrored between its two nodes, and *volume* is what its volumes' names begin with. Once it
-    is *deleting*, its data may be gone: it can be deleted to the end, and nothing else. *deleter* is the task that has
-    begun that last.
+    With a *replica* it is mirrored between its two nodes, since it was *made*, and *volume* is what its volumes' names
+    begin with; no *made*: an older mcvirtd made it. Once it is *deleting*, its data may be gone: it can be deleted to
+    the end, and nothing else. *deleter* is the task that has begun that last.
     """
 
     kind: ClassVar[str] = "disk"
@@ -113,6 +113,7 @@ class DiskRecord(Record, frozen=True, kw_only=True):
     vm: str | None = None
     slot: int | None = None
     replica: Replica | None = None
+    made: datetime | None = None
     deleting: bool = False
     deleter: str = ""
 
@@ -221,7 +222,8 @@ class SplitUndoRecord(Record, frozen=True, kw_only=True):
 class DrbdRecord(Record, frozen=True, kw_only=True):
     """What is settled for DRBD on the whole cluster; there is one, called "drbd". Rates in bytes a second.
 
-    *verify_schedule* is what `mcvirtd.drbd.schedule` reads; a *verify_rate* of 0 is no limit of its own.
+    *verify_schedule* is what `mcvirtd.drbd.schedule` reads, and *verify_since* when it was set (None: an older mcvirtd
+    set it, or nobody). A *verify_rate* of 0 is no limit of its own.
     """
 
     kind: ClassVar[str] = "drbd"
@@ -229,6 +231,7 @@ class DrbdRecord(Record, frozen=True, kw_only=True):
     name: str = "drbd"
     enabled: bool = False
     verify_schedule: str = "off"
+    verify_since: datetime | None = None
     verify_concurrency: int = 4
     verify_rate: int = 0
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import subprocess
+from datetime import datetime
 
 import pytest
 
@@ -186,14 +187,20 @@ def test_all_of_them_some_at_a_time_and_by_themselves(drbd: Cluster) -> None:
     assert found.stderr.count("differ between") == 1 and found.stderr.count("completed") == 2
 
     second.succeed(f"drbdadm disconnect {disks[2].resource}")
-    hour = first.succeed("date -d '-1 minute' +%H:%M").strip()
+    # By the clock of the node that does it, which has a quarter of a minute at least to be told.
+    hour, seconds = first.succeed("date -d '+75 seconds' '+%H:%M %s'").split()
+    moment = int(seconds) // 60 * 60
     first.succeed(f"mcvirt verify --schedule 'daily {hour}' --concurrency 1 --rate 50MiB")
+    assert int(first.succeed("date +%s")) < moment, "the schedule was set too late for this"
 
     def scheduled() -> list[tuple[str, str]]:
         return [(run["by"], run["result"]) for disk in disks for run in disk.runs(second)[-1:]]
 
     wanted = [("schedule", "clean"), ("schedule", "differences"), ("schedule", "skipped")]
-    first.wait_until(lambda: scheduled() == wanted, within=90, what=f"{wanted}")
+    first.wait_until(lambda: scheduled() == wanted, within=75 + 90, what=f"{wanted}")
+    for disk in disks:
+        (run,) = [run for run in disk.runs(second) if run["by"] == "schedule"]
+        assert datetime.fromisoformat(run["started"]).timestamp() >= moment, "not before its moment"
     skipped = disks[2].runs(first)[-1]
     assert "not connected" in skipped["reason"]
     first.mcvirt("verify", "--schedule", "off")

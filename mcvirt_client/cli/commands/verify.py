@@ -145,7 +145,7 @@ COMMANDS = {
         _verify_arguments,
         description="Every block is read on both nodes, whether the virtual machine runs or not. Where blocks differ, "
         "the virtual machine is not started again before `mcvirt resync` has repaired them. --schedule says when that "
-        "is done by itself.",
+        "is done by itself, for the first time when that time comes next.",
         examples=(
             "mcvirt verify web1",
             "mcvirt verify --all",

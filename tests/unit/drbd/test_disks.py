@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
+from datetime import UTC, datetime
 from typing import Any
 
 import msgspec
@@ -155,6 +156,11 @@ class TestCreate:
         assert pair.disks.available(record) == ""
         assert pair.orphans() == []
         assert pair.journal_rows() == []
+
+    def test_when_it_was_made_is_on_record(self, pair: Pair) -> None:
+        before = datetime.now(UTC)
+        record = pair.store.get(DiskRecord, make(pair).id)
+        assert record is not None and record.made is not None and before <= record.made <= datetime.now(UTC)
 
     def test_secret_is_the_same_on_both_and_shown_nowhere(self, pair: Pair) -> None:
         record = make(pair)

@@ -6,7 +6,7 @@ import itertools
 import threading
 import time
 from collections.abc import Callable, Iterator
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -106,7 +106,7 @@ class World:
         self.locks = Locks()
         self.kernel = Kernel()
         self.reader = Reader(self.kernel.source)
-        self.now = datetime(2027, 3, 10, 12, 0, tzinfo=UTC)
+        self.now = datetime(2027, 3, 10, 12, 0).astimezone()  # noon where the test runs
         self.seconds = 0.0
         self.errands = Errands()
         self.verifications = Verifications(self.store, self.journal, "n1", lambda: self.now)
@@ -694,14 +694,63 @@ def test_what_is_due_is_verified_once_and_slowly(world: World) -> None:
     assert act(world.service.verify_due) == ()
     act(lambda: world.service.set_schedule("Daily  03:00", 2, 8 * 1024**2))
     assert world.store.get(DrbdRecord, "drbd") == DrbdRecord(
-        verify_schedule="daily 03:00", verify_concurrency=2, verify_rate=8 * 1024**2
+        verify_schedule="daily 03:00", verify_since=world.now, verify_concurrency=2, verify_rate=8 * 1024**2
     )
+    assert act(world.service.verify_due) == ()
+    world.now = world.now.replace(day=11, hour=3)
     (run,) = act(world.service.verify_due)
     assert (run.by, run.result) == ("schedule", "clean")
     name = world.resource()
     assert world.kernel.commands == [f"limit_rate {name} {8 * 1024**2}", f"verify {name}", f"unlimit_rate {name}"]
     assert world.service.due() == []
-    world.now = world.now.replace(day=11, hour=4)
+    world.now = world.now.replace(day=12, hour=4)
+    assert [disk.id for disk in world.service.due()] == [IDS[0]]
+
+
+def test_a_schedule_begins_with_its_next_moment(world: World) -> None:
+    world.furnish()
+    act(lambda: world.service.set_schedule("wednesday 03:00"))  # as it is, at noon
+    assert world.service.due() == []
+    world.now += timedelta(days=6)
+    assert world.service.due() == []
+    act(lambda: world.service.set_schedule("tuesday 03:00"))  # as it is
+    assert world.service.due() == []
+    world.now += timedelta(days=7, hours=-9)
+    assert [disk.id for disk in world.service.due()] == [IDS[0]]
+    # What is said again, or beside it, takes nothing back that is due.
+    act(lambda: world.service.set_schedule("Tuesday 03:00", rate=8 * 1024**2))
+    assert [disk.id for disk in world.service.due()] == [IDS[0]]
+    # Off for a while, it begins anew.
+    act(lambda: world.service.set_schedule("off"))
+    act(lambda: world.service.set_schedule("tuesday 03:00"))
+    assert world.service.due() == []
+
+
+def test_a_new_disk_is_verified_at_the_next_moment(world: World) -> None:
+    world.furnish("Secondary", "Secondary")
+    act(lambda: world.service.set_schedule("daily 03:00"))
+    world.now += timedelta(days=1)
+    with world.store.change() as change:
+        change.put(disk_record(1, made=world.now - timedelta(minutes=1)))
+    assert [disk.id for disk in world.service.due()] == [IDS[0]]
+    world.now += timedelta(hours=15)
+    assert [disk.id for disk in world.service.due()] == IDS[:2]
+
+
+def test_a_moment_that_passed_while_mcvirtd_was_away_is_made_up_for_once(world: World) -> None:
+    world.furnish().says("verify", recorded.CLEAN)
+    act(lambda: world.service.set_schedule("daily 03:00"))
+    world.now += timedelta(days=3)
+    (run,) = act(world.service.verify_due)
+    assert run.result == "clean" and world.service.due() == []
+
+
+def test_what_an_older_mcvirtd_recorded_holds_since_ever(world: World) -> None:
+    world.furnish()
+    older = msgspec.json.decode(b'{"name": "drbd", "verify_schedule": "daily 03:00"}', type=DrbdRecord)
+    with world.store.change() as change:
+        change.put(older)
+    assert (older.verify_since, disk_record(0).made) == (None, None)
     assert [disk.id for disk in world.service.due()] == [IDS[0]]
 
 
@@ -710,6 +759,7 @@ def test_what_is_due_and_cannot_be_verified_is_skipped_with_the_reason(world: Wo
     world.kernel.say(f"change connection name:{world.resource()} connection:Connecting role:Unknown")
     world.reader.wait(world.resource(), lambda state: state is not None and not state.connected, SOON)
     act(lambda: world.service.set_schedule("daily"))
+    world.now += timedelta(days=1)
     (run,) = act(world.service.verify_due)
     assert run.result == "skipped" and "not connected (Connecting)" in run.reason
     assert world.service.due() == [] and not world.record().failed
@@ -718,6 +768,7 @@ def test_what_is_due_and_cannot_be_verified_is_skipped_with_the_reason(world: Wo
 def test_other_nodes_disks_are_not_this_ones_to_verify(world: World) -> None:
     world.furnish(node="n2")
     act(lambda: world.service.set_schedule("daily"))
+    world.now += timedelta(days=1)
     assert world.service.due() == []
 
 
