@@ -10,7 +10,7 @@ class Drain(msgspec.Struct, frozen=True, kw_only=True):
 
     *copy_storage* sends disks along that only one node has. With *partly* the others are moved where some can't be,
     *at_once* is how many move at the same time. Of each machine that runs, *bandwidth* (bytes a second) is what is sent
-    at most, and *deadline* (seconds) how long that may take.
+    at most, as in Migration, and *deadline* (seconds) how long that may take.
     """
 
     back: bool = False

@@ -11,6 +11,7 @@ class Migration(msgspec.Struct, frozen=True, kw_only=True):
     """What is wanted: the machine on *node*.
 
     *max_downtime* is in milliseconds, *bandwidth* in bytes a second, *deadline* in seconds; all three are for *online*.
+    Of *bandwidth* whole MiB count, and it is refused if there are none.
     """
 
     node: str

@@ -21,7 +21,6 @@ from mcvirtd.hypervisor.states import DomainState
 from mcvirtd.hypervisor.words import state_of
 from mcvirtd.hypervisor.xml.travel import guests_user
 
-_MIB = 1024 * 1024
 _FLAGS = (
     libvirt.VIR_MIGRATE_LIVE
     | libvirt.VIR_MIGRATE_PERSIST_DEST
@@ -84,7 +83,7 @@ class MovingHypervisor(Hypervisor):
         if journey.checked:
             flags |= libvirt.VIR_MIGRATE_UNSAFE
         if journey.bandwidth is not None:
-            params[libvirt.VIR_MIGRATE_PARAM_BANDWIDTH] = max(1, journey.bandwidth // _MIB)
+            params[libvirt.VIR_MIGRATE_PARAM_BANDWIDTH] = journey.bandwidth
         with self._domain(uuid, "migrate") as domain:
             # No keep-alive: when the other node falls silent in the last moment, we decide what follows.
             there = libvirt.open(f"qemu+unix:///system?socket={route.libvirt}")

@@ -26,7 +26,7 @@ class Journey(msgspec.Struct, frozen=True, kw_only=True):
     """How a domain is sent: *xml* is what it is to be there, *copied* are the names (vda) of disks whose data is sent.
 
     *checked*: the caller knows that the other disks are the same there, and libvirt need not look. *bandwidth* is in
-    bytes a second, *max_downtime* in milliseconds.
+    MiB a second (libvirt knows no parts of them), *max_downtime* in milliseconds.
     """
 
     xml: str

@@ -24,6 +24,7 @@ from mcvirt.types.task import TaskInfo
 from mcvirt.types.vm import VmRow
 from mcvirtd.cluster.errands import Errands
 from mcvirtd.migration.drain_plans import DrainPlanner, migration
+from mcvirtd.migration.planning import check_limits
 from mcvirtd.state.records import Drained, DrainRecord, VmRecord
 from mcvirtd.tasks.task import Progress, current_task, step
 from mcvirtd.vm.ground import Ground
@@ -116,9 +117,7 @@ class Draining(DrainApi):
     def _check_words(self, how: Drain) -> None:
         if not 1 <= how.at_once <= MOST_AT_ONCE:
             raise BadArgument(what="--at-once", why=f"it is a number from 1 to {MOST_AT_ONCE}.")
-        for word, value in (("--bandwidth", how.bandwidth), ("--deadline", how.deadline)):
-            if value is not None and value <= 0:
-                raise BadArgument(what=word, why="it must be more than 0.")
+        check_limits(how.bandwidth, how.deadline)
         if how.back and self._store.get(DrainRecord, self._node) is None:
             raise Conflict(text=f"Node '{self._node}' was not emptied, so there is nothing to bring back.")
 

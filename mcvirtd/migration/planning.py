@@ -15,7 +15,6 @@ from mcvirt.errors import (
     Refused,
     SeveralReasons,
     UnsuitableNode,
-    VmNotRegistered,
     VmPaused,
     VmRunning,
     VmStopped,
@@ -23,6 +22,7 @@ from mcvirt.errors import (
 from mcvirt.types.arrival import Place
 from mcvirt.types.migration import Migration, MigrationCheck, MigrationPlan
 from mcvirt.types.vm import PowerState, StorageType
+from mcvirt.units import MIB
 from mcvirtd.hypervisor.moving import Journey, MovingVerbs
 from mcvirtd.hypervisor.xml.travel import moved, running
 from mcvirtd.migration.disks import Ask, DisksOfMachines
@@ -36,7 +36,7 @@ from mcvirtd.vm.unsettled import disks_rest
 
 EXAMINE_WITHIN = 30.0
 # Bytes a second that are assumed for the estimate where nobody has limited them.
-_USUAL_SPEED = 100 * 1024 * 1024
+_USUAL_SPEED = 100 * MIB
 _COMMON_STEPS = 2
 
 
@@ -112,7 +112,7 @@ class MigrationPlanner:
             checks=(*found, *place.checks),
             steps=tuple(_steps(machine, ticket, wanted)),
             size=size,
-            seconds=_COMMON_STEPS + size // (wanted.bandwidth or _USUAL_SPEED),
+            seconds=_COMMON_STEPS + size // (MIB * _whole(wanted.bandwidth) if wanted.bandwidth else _USUAL_SPEED),
         )
         return Prepared(machine=machine, ticket=ticket, plan=plan, journey=journey)
 
@@ -129,8 +129,6 @@ class MigrationPlanner:
     def _check_machine(self, machine: Machine, wanted: Migration) -> None:
         vm = machine.vm
         reasons = Reasons()
-        if vm.node is None:
-            raise VmNotRegistered(name=vm.name)
         checks.registered_here(vm, self._node)
         with reasons.gather():
             checks.unlocked(vm)
@@ -208,7 +206,7 @@ class MigrationPlanner:
             # libvirt knows only some file systems to be shared. We know by its mark that the place is the same, and
             # past the page cache both nodes see the same data.
             checked=all(source.direct for disk, source in sources.items() if disk not in ticket.copied),
-            bandwidth=wanted.bandwidth,
+            bandwidth=_whole(wanted.bandwidth) if wanted.bandwidth else None,
             max_downtime=wanted.max_downtime,
         )
 
@@ -224,14 +222,22 @@ def check_words(wanted: Migration) -> None:
                 raise BadArgument(what="--online", why=f"it can't be combined with {word}: the guest goes on running.")
     elif wanted.max_downtime is not None or wanted.bandwidth is not None or wanted.deadline is not None:
         raise BadArgument(what="--max-downtime, --bandwidth and --deadline", why="they are for --online.")
-    limits = (
-        ("--max-downtime", wanted.max_downtime),
-        ("--bandwidth", wanted.bandwidth),
-        ("--deadline", wanted.deadline),
-    )
-    for word, value in limits:
-        if value is not None and value <= 0:
-            raise BadArgument(what=word, why="it must be more than 0.")
+    if wanted.max_downtime is not None and wanted.max_downtime <= 0:
+        raise BadArgument(what="--max-downtime", why="it must be more than 0.")
+    check_limits(wanted.bandwidth, wanted.deadline)
+
+
+def check_limits(bandwidth: int | None, deadline: int | None) -> None:
+    """Raise BadArgument for limits that can't be kept."""
+    if bandwidth is not None and _whole(bandwidth) < 1:
+        raise BadArgument(what="--bandwidth", why="it must be 1 MiB a second or more, of which whole MiB count.")
+    if deadline is not None and deadline <= 0:
+        raise BadArgument(what="--deadline", why="it must be more than 0.")
+
+
+def _whole(bandwidth: int) -> int:
+    """The MiB in it, as libvirt takes them: what is sent never exceeds what was allowed."""
+    return bandwidth // MIB
 
 
 def _steps(machine: Machine, ticket: Ticket, wanted: Migration) -> Sequence[str]:

@@ -28,7 +28,10 @@ def _arguments(parser: Parser) -> None:
         "--at-once", type=int, default=1, metavar="NUMBER", help="how many to move at the same time (1)"
     )
     parser.add_argument(
-        "--bandwidth", type=rate, metavar="SIZE", help="how much to send a second at most, of each that runs (100MiB)"
+        "--bandwidth",
+        type=rate,
+        metavar="SIZE",
+        help="how much to send a second at most, in whole MiB, of each that runs (100MiB)",
     )
     parser.add_argument(
         "--deadline", type=int, metavar="SECONDS", help="leave one that runs where it is if it takes longer than that"

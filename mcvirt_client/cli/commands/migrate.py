@@ -34,7 +34,10 @@ def _arguments(parser: Parser) -> None:
         help="online: for how many milliseconds the guest may stand still in the end (300 if not given)",
     )
     parser.add_argument(
-        "--bandwidth", type=rate, metavar="SIZE", help="online: how much to send a second at most (100MiB)"
+        "--bandwidth",
+        type=rate,
+        metavar="SIZE",
+        help="online: how much to send a second at most, in whole MiB (100MiB)",
     )
     parser.add_argument(
         "--deadline", type=int, metavar="SECONDS", help="online: give up, and stay, if it takes longer than that"

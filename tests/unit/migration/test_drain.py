@@ -308,7 +308,7 @@ def test_what_has_come_meanwhile_is_told(cluster: Cluster) -> None:
 
 
 def test_bad_words(cluster: Cluster) -> None:
-    for bad in (Drain(at_once=0), Drain(at_once=9), Drain(bandwidth=0), Drain(deadline=-1)):
+    for bad in (Drain(at_once=0), Drain(at_once=9), Drain(bandwidth=0), Drain(bandwidth=2**20 - 1), Drain(deadline=-1)):
         with pytest.raises(BadArgument):
             cluster.draining.plan("n1", bad)
         with pytest.raises(BadArgument):

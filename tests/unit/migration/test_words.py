@@ -22,6 +22,7 @@ LONGEST_PATH_OF_A_SOCKET = 107
         {"online": True, "start_after": True},
         {"online": True, "deadline": 0},
         {"online": True, "bandwidth": -1},
+        {"online": True, "bandwidth": 2**20 - 1},
         {"max_downtime": 100},
         {"bandwidth": 1},
         {"deadline": 1},
@@ -33,7 +34,7 @@ def test_what_does_not_go_together_is_refused(wrong: dict[str, object]) -> None:
 
 
 def test_what_goes_together_is_taken() -> None:
-    check_words(Migration(node="n2", online=True, copy_storage=True, max_downtime=1, bandwidth=1, deadline=1))
+    check_words(Migration(node="n2", online=True, copy_storage=True, max_downtime=1, bandwidth=2**20, deadline=1))
     check_words(Migration(node="n2", wait_for_shutdown=True, start_after=True))
 
 

@@ -1,0 +1,71 @@
+"""What is looked at on the node that has the machine, and what the other one is asked."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+import pytest
+
+from mcvirt.types.arrival import Place, Traveller
+from mcvirt.types.migration import Migration, MigrationCheck
+from mcvirt.units import MIB
+from mcvirtd.migration.disks import CopiedDisks, DisksOfMachines
+from mcvirtd.migration.planning import MigrationPlanner
+from mcvirtd.migration.volumes import Copies
+from mcvirtd.state.records import BackendRecord, DiskRecord, VmRecord
+from mcvirtd.vm.design import AcceleratorOfNode
+from tests.unit.vm.world import World
+
+ONLINE = Migration(node="n2", online=True, copy_storage=True)
+
+
+class Source:
+    """Node n1 with web1, whose disk it alone has. n2 has been *asked*, and answers with *place*."""
+
+    def __init__(self, world: World) -> None:
+        self.world = world
+        self.asked: list[Traveller] = []
+        (disk,) = world.store.all(DiskRecord).values()
+        self.place = Place(checks=(MigrationCheck(name="All", ok=True, text=""),), disks={disk.id: "/there"})
+        self.planner = MigrationPlanner(
+            world.ground,
+            hypervisor=world.hypervisor,
+            disks=DisksOfMachines(world.store, CopiedDisks(self.ask, Copies(world.ground, world.node)), None),  # type: ignore[arg-type]
+            accelerator=AcceleratorOfNode(lambda: ("tcg", "simulated")),
+            ask=self.ask,
+            reachable=lambda _: True,
+            unsettled=lambda _: False,
+            clock=lambda: 0.0,
+        )
+
+    def ask(self, node: str, operation: str, within: float = 0, **arguments: Any) -> msgspec.Raw:
+        assert (node, operation) == ("n2", "examine")
+        self.asked.append(msgspec.convert(arguments["traveller"], Traveller))
+        return msgspec.Raw(msgspec.json.encode(self.place))
+
+
+@pytest.fixture
+def source(world: World) -> Source:
+    world.second_node()
+    with world.store.change() as change:
+        change.edit(BackendRecord, "pool", nodes={"n1": "", "n2": ""})
+    assert world.create() is None
+    return Source(world)
+
+
+def test_what_is_sent_a_second_is_never_more_than_was_allowed(source: Source) -> None:
+    assert source.world.start() is None
+    for allowed, sent in ((None, None), (MIB, 1), (3 * MIB - 1, 2)):
+        prepared = source.planner.prepare("web1", msgspec.structs.replace(ONLINE, bandwidth=allowed), "bob")
+        assert prepared.plan.ok and prepared.journey is not None
+        assert prepared.journey.bandwidth == sent
+        assert prepared.plan.seconds == 2 + prepared.plan.size // ((sent or 100) * MIB)
+
+
+def test_machine_that_is_registered_nowhere_is_not_migrated(source: Source) -> None:
+    with source.world.store.change() as change:
+        change.edit(VmRecord, "web1", node=None)
+    plan = source.planner.prepare("web1", Migration(node="n2"), "bob").plan
+    (check,) = (check for check in plan.checks if check.name == "Virtual machine")
+    assert not check.ok and "not registered" in check.text
