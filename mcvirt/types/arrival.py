@@ -10,12 +10,14 @@ from mcvirt.types.migration import MigrationCheck
 class Traveller(msgspec.Struct, frozen=True, kw_only=True):
     """A machine that is to arrive. Those of its disks in *copied* have their data sent, the others are there already.
 
+    It runs on its new node at once if it is *online*, or *starts* there.
     *accelerator*, *machine_type* and *cpu* (a <cpu> of libvirt's) are what its guest runs with now, where it runs.
     """
 
     name: str
     uuid: str
     online: bool = False
+    starts: bool = False
     copied: tuple[str, ...] = ()
     accelerator: str = ""
     machine_type: str = ""

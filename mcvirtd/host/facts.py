@@ -8,6 +8,7 @@ from pathlib import Path
 import msgspec
 
 PROC = Path("/proc")
+LIBVIRT = Path("/run/libvirt/qemu")
 
 
 class Memory(msgspec.Struct, frozen=True, kw_only=True):
@@ -36,6 +37,19 @@ def memory(proc: Path = PROC) -> Memory:
         name, _, value = line.partition(":")
         kib[name] = int(value.split()[0])
     return Memory(total=kib["MemTotal"] * 1024, used=(kib["MemTotal"] - kib["MemAvailable"]) * 1024)
+
+
+def memory_of_guest(name: str, run: Path = LIBVIRT, proc: Path = PROC) -> int:
+    """The memory that the QEMU of libvirt's domain *name* has now; 0 if there is none.
+
+    libvirt itself does not tell it of a guest that is just coming from another node.
+    """
+    try:
+        process = int((run / f"{name}.pid").read_text())
+        pages = int((proc / str(process) / "statm").read_text().split()[1])
+    except (OSError, ValueError):
+        return 0
+    return pages * os.sysconf("SC_PAGE_SIZE")
 
 
 def cpu_times(proc: Path = PROC) -> CpuTimes:

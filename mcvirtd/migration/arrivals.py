@@ -18,7 +18,6 @@ from mcvirt.errors import BadArgument, Conflict, DomainMissing, McvirtError, Ref
 from mcvirt.types.arrival import Place, Traveller, Whereabouts
 from mcvirt.types.migration import MigrationCheck
 from mcvirt.types.vm import StorageType
-from mcvirt.units import format_size
 from mcvirtd.auth.caller import current_caller
 from mcvirtd.host.facts import Memory
 from mcvirtd.hypervisor.moving import MovingVerbs
@@ -26,6 +25,7 @@ from mcvirtd.hypervisor.states import DomainState
 from mcvirtd.migration import carrying, sockets
 from mcvirtd.migration.expectations import Expectations, awaited
 from mcvirtd.migration.replicas import ArrivingReplicas
+from mcvirtd.migration.room import Room
 from mcvirtd.migration.sockets import CHANNELS
 from mcvirtd.migration.ticket import Ticket, disks_in
 from mcvirtd.migration.volumes import Copies, here
@@ -54,7 +54,8 @@ class Expected(msgspec.Struct, frozen=True, kw_only=True):
 class Arrivals(ArrivalApi):
     """*expectations* outlive this process, *leaving* gives the migrations from here that are not settled.
 
-    *carry_on* has the connection of the call that is being answered carried; *memory* measures this node.
+    *carry_on* has the connection of the call that is being answered carried. *memory* measures this node, *used_by*
+    what the QEMU of a machine has of it.
     """
 
     def __init__(
@@ -69,6 +70,7 @@ class Arrivals(ArrivalApi):
         power: Power,
         accelerator: AcceleratorOfNode,
         memory: Callable[[], Memory],
+        used_by: Callable[[str], int],
         carry_on: Callable[[Callable[[ssl.SSLSocket], None]], None],
         replicas: ArrivingReplicas,
     ) -> None:
@@ -86,7 +88,7 @@ class Arrivals(ArrivalApi):
         self._leaving = leaving
         self._power = power
         self._accelerator = accelerator
-        self._memory = memory
+        self._room = Room(ground.node, memory=memory, used_by=used_by, expected=self.expects)
         self._carry_on = carry_on
         self._replicas = replicas
         self._lock = threading.Lock()
@@ -129,7 +131,7 @@ class Arrivals(ArrivalApi):
         with look("ISO image", f"'{vm.iso}' is there." if vm.iso else "none is in the drive."):
             image = self._designs.iso_path(vm)
         with look("Memory", "there is enough."):
-            self._check_memory(vm, traveller)
+            self._room.check(vm, runs=_runs_here(traveller))
         with look("Processor", "it can do what the guest was started with."):
             self._check_processor(traveller)
         paths: dict[str, str] = {}
@@ -145,16 +147,6 @@ class Arrivals(ArrivalApi):
                 raise Conflict(text=f"Virtual machine '{vm.name}' runs on node '{self._node}' already.")
             if uuid != vm.uuid and state.name == vm.name:
                 raise Conflict(text=f"libvirt on node '{self._node}' has another domain called '{vm.name}'.")
-
-    def _check_memory(self, vm: VmRecord, traveller: Traveller) -> None:
-        memory = self._memory()
-        checks.memory(vm.memory, memory.total)
-        free = memory.total - memory.used
-        if traveller.online and vm.memory > free:
-            raise Conflict(
-                text=f"The machine needs {format_size(vm.memory)} of memory, and node '{self._node}' has "
-                f"{format_size(free)} left."
-            )
 
     def _check_processor(self, traveller: Traveller) -> None:
         if not traveller.online:
@@ -214,8 +206,11 @@ class Arrivals(ArrivalApi):
             close = self._ground.journal.keep_open()
             try:
                 self._expectations.begin(vm, peer)
+                if _runs_here(traveller):  # others may have come since `examine`, or be about to
+                    self._room.take(vm)
             except BaseException:
                 close()
+                self._expectations.end(vm.name)
                 raise
             self._expected[vm.name] = Expected(source=peer, uuid=vm.uuid, close=close)
 
@@ -373,6 +368,7 @@ class Arrivals(ArrivalApi):
 
     def _forget(self, name: str) -> None:
         self._expectations.end(name)
+        self._room.leave(name)
         self._defined.pop(name, None)
         expected = self._expected.pop(name, None)
         for sock in self._carried_for(name):
@@ -386,6 +382,10 @@ class Arrivals(ArrivalApi):
         if self._store.get(VmRecord, name) is None:
             raise VmNotFound(name=names.printable(name))
         return self._domains.machine(name)
+
+
+def _runs_here(traveller: Traveller) -> bool:
+    return traveller.online or traveller.starts
 
 
 def _runs(state: DomainState | None) -> bool:

@@ -114,6 +114,7 @@ class Moves:
             power=power,
             accelerator=accelerator,
             memory=facts.memory,
+            used_by=facts.memory_of_guest,
             carry_on=carry_on,
             replicas=ArrivingReplicas(
                 legs=drbd.legs(ground.node),

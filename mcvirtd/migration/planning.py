@@ -19,7 +19,7 @@ from mcvirt.errors import (
     VmRunning,
     VmStopped,
 )
-from mcvirt.types.arrival import Place
+from mcvirt.types.arrival import Place, Traveller
 from mcvirt.types.migration import Migration, MigrationCheck, MigrationPlan
 from mcvirt.types.vm import PowerState, StorageType
 from mcvirt.units import MIB
@@ -41,10 +41,14 @@ _COMMON_STEPS = 2
 
 
 class Prepared(msgspec.Struct, frozen=True, kw_only=True):
-    """A migration that was looked at: the machine as it is, what was found, and, online, how it would be sent."""
+    """A migration that was looked at: the machine as it is, what was found, and, online, how it would be sent.
+
+    *traveller* is what the other node is told of the machine.
+    """
 
     machine: Machine
     ticket: Ticket
+    traveller: Traveller
     plan: MigrationPlan
     journey: Journey | None
 
@@ -97,12 +101,15 @@ class MigrationPlanner:
             begun=self._clock(),
             start_after=wanted.start_after,
         )
+        # What memory there will be when the guest shuts down, nobody knows; it is looked at then.
+        starts = wanted.start_after and not wanted.wait_for_shutdown
+        traveller = msgspec.structs.replace(ticket.traveller, starts=starts)
         found = [self._look("Virtual machine", "it can be migrated now.", lambda: self._check_machine(machine, wanted))]
         found.append(self._look("Node", "it may run there.", lambda: self._check_node(vm, ticket)))
         found.append(self._look("Disks", "they can go there.", lambda: self._check_disks(machine, ticket)))
         place, journey = Place(checks=()), None
         if wanted.node != self._node:
-            place, journey = self._there(machine, ticket, wanted, found)
+            place, journey = self._there(machine, ticket, traveller, wanted, found)
         size = (vm.memory if wanted.online else 0) + sum(d.size for d in machine.disks if d.id in ticket.copied)
         plan = MigrationPlan(
             name=name,
@@ -114,7 +121,7 @@ class MigrationPlanner:
             size=size,
             seconds=_COMMON_STEPS + size // (MIB * _whole(wanted.bandwidth) if wanted.bandwidth else _USUAL_SPEED),
         )
-        return Prepared(machine=machine, ticket=ticket, plan=plan, journey=journey)
+        return Prepared(machine=machine, ticket=ticket, traveller=traveller, plan=plan, journey=journey)
 
     @staticmethod
     def _look(what: str, fine: str, check: Callable[[], object]) -> MigrationCheck:
@@ -168,10 +175,10 @@ class MigrationPlanner:
     # --- there --------------------------------------------------------------------------------------------------------
 
     def _there(
-        self, machine: Machine, ticket: Ticket, wanted: Migration, found: list[MigrationCheck]
+        self, machine: Machine, ticket: Ticket, traveller: Traveller, wanted: Migration, found: list[MigrationCheck]
     ) -> tuple[Place, Journey | None]:
         try:
-            traveller, description = ticket.traveller, ""
+            description = ""
             if wanted.online and self._domains.is_active(machine.vm):
                 description = self._hypervisor.running_description(ticket.uuid)
                 with_it = running(description)

@@ -157,7 +157,7 @@ class MigrationService(MigrationApi):
     def _move(self, prepared: Prepared, how: Migration) -> JobResult | None:
         ticket, machine = prepared.ticket, prepared.machine
         with step(f"Preparing node {ticket.target}"):
-            self._ask(ticket.target, "expect", traveller=msgspec.to_builtins(ticket.traveller))
+            self._ask(ticket.target, "expect", traveller=msgspec.to_builtins(prepared.traveller))
         if prepared.journey is not None:
             try:
                 self._disks.each("prepare", machine, ticket)

@@ -92,6 +92,15 @@ def test_facts_of_a_machine(tmp_path: Path) -> None:
     assert facts.cpu_percent(before, before) == 0.0
 
 
+def test_memory_of_a_guest_is_that_of_its_process(tmp_path: Path) -> None:
+    assert facts.memory_of_guest("web1", tmp_path, tmp_path) == 0
+    (tmp_path / "web1.pid").write_text("77")
+    assert facts.memory_of_guest("web1", tmp_path, tmp_path) == 0, "it has just ended"
+    (tmp_path / "77").mkdir()
+    (tmp_path / "77" / "statm").write_text("9000 20 3 1 0 5 0\n")
+    assert facts.memory_of_guest("web1", tmp_path, tmp_path) == 20 * os.sysconf("SC_PAGE_SIZE")
+
+
 def test_facts_of_this_machine() -> None:
     assert facts.cpu_count() >= 1
     assert 0 < facts.memory().used < facts.memory().total

@@ -42,6 +42,8 @@ class Target:
         self.world = world
         self.says: bool | McvirtError = True
         self.leaving: list[Ticket] = []
+        self.free = 2**34
+        self.used: dict[str, int] = {}
         self.arrivals = Arrivals(
             world.ground,
             hypervisor=world.hypervisor,
@@ -51,7 +53,8 @@ class Target:
             leaving=lambda: self.leaving,
             power=world.vms._power,
             accelerator=AcceleratorOfNode(lambda: ("tcg", "simulated")),
-            memory=lambda: Memory(total=2**34, used=0),
+            memory=lambda: Memory(total=2**34, used=2**34 - self.free),
+            used_by=lambda name: self.used.get(name, 0),
             carry_on=lambda _: None,
             replicas=NoReplicas(),  # type: ignore[arg-type]
         )

@@ -69,3 +69,11 @@ def test_machine_that_is_registered_nowhere_is_not_migrated(source: Source) -> N
     plan = source.planner.prepare("web1", Migration(node="n2"), "bob").plan
     (check,) = (check for check in plan.checks if check.name == "Virtual machine")
     assert not check.ok and "not registered" in check.text
+
+
+@pytest.mark.parametrize("waits", [False, True])
+def test_other_node_is_told_whether_it_starts_there_now(source: Source, waits: bool) -> None:
+    how = Migration(node="n2", start_after=True, wait_for_shutdown=waits)
+    prepared = source.planner.prepare("web1", how, "bob")
+    assert prepared.traveller.starts != waits
+    assert source.asked == [prepared.traveller]
