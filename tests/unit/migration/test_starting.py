@@ -125,7 +125,8 @@ class Planner:
         ticket = self._story.ticket
         assert (name, by, wanted.node) == (ticket.name, ticket.by, ticket.target)
         plan = MigrationPlan(name=name, source="n1", target="n2", online=False, checks=(), steps=(), size=0)
-        return Prepared(machine=self._story.world.domains.machine(name), ticket=ticket, plan=plan, journey=None)
+        machine = self._story.world.domains.machine(name)
+        return Prepared(machine=machine, ticket=ticket, traveller=ticket.traveller, plan=plan, journey=None)
 
 
 def migrate(story: Story, reports: list[MigrationReport] | None = None) -> TaskInfo:
