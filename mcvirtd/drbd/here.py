@@ -91,7 +91,8 @@ class DrbdHere:
         self._goes_on = threading.Event()
         self._stopping = threading.Event()
         self._faults: dict[str, str] = {}
-        self._due: set[str] | None = None
+        self._due: set[str] = set()
+        self._known: set[str] = set()
         self.spool.hear(self._on_handler)
         self.reader.subscribe(self._on_event)
         store.subscribe(self._on_change)
@@ -201,12 +202,15 @@ class DrbdHere:
         self.reader.measure_sizes()
         self._told(self.reader.all(), False)
         wanted = replicas_on(self._store, self._node)
-        due = set(wanted) if self._due is None else self._due & set(wanted)
+        # Those that could not be brought up, and those that this node has not known of: it may have been away when they
+        # were stored. What it has seen before and is down now, somebody has taken down.
+        due = (self._due & set(wanted)) | (set(wanted) - self._known)
         down = sorted(name for name in due if self.reader.state(name) is None)
         with ThreadPoolExecutor(UP_AT_ONCE, thread_name_prefix="drbd-up") as pool:
             list(pool.map(lambda name: self._bring_up(name, wanted[name]), down))
         for name in self._split_here().difference(wanted):
             self.spool.joined(name)
+        self._known = set(wanted)
         self._due = {name for name in down if name in self._faults}
         self._faults = {name: why for name, why in self._faults.items() if name in self._due}
         self._clear_files()

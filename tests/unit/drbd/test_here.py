@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from mcvirt.errors import CommandFailed, McvirtError, NodeUnreachable, VolumeNotFound
@@ -311,6 +312,21 @@ def test_what_all_resources_have_in_common_is_written_again_where_it_was_replace
     world.here.settle()
     assert world.kernel.done.count("write_common") == written + 1
     assert "theirs is in /etc/drbd.d/other" in caplog.text
+
+
+def test_what_was_stored_while_this_node_was_away_is_brought_up_when_it_has_heard_of_it(world: World) -> None:
+    world.enable()
+    world.kernel.say(*up())
+    world.here.start()
+    world.here.reader.wait(NAME, lambda state: state is not None, SOON)
+    settled(world)
+    disk = world.store.get(DiskRecord, DISK)
+    assert disk is not None
+    with world.store.change() as change:
+        change.put(msgspec.structs.replace(disk, id="hd-2", replica=Replica(minor=5, port=7793, secret="s" * 32)))
+    world.here.settle()
+    world.here.settle()
+    assert world.kernel.done.count("up mcvirt-hd-2") == 1 and f"up {NAME}" not in world.kernel.done
 
 
 def test_a_resource_that_goes_down_later_is_somebodys_wish(world: World) -> None:
