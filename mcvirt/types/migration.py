@@ -25,11 +25,15 @@ class Migration(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class MigrationCheck(msgspec.Struct, frozen=True, kw_only=True):
-    """One thing that was looked at before a migration: fine, or what stands against it."""
+    """One thing that was looked at before a migration: fine, or what stands against it.
+
+    *transient*: that may be over by itself in a while, as a node that is just starting is.
+    """
 
     name: str
     ok: bool
     text: str
+    transient: bool = False
 
 
 class MigrationPlan(msgspec.Struct, frozen=True, kw_only=True):

@@ -14,7 +14,7 @@ import msgspec
 
 from mcvirt import names
 from mcvirt.api.migration import ArrivalApi
-from mcvirt.errors import BadArgument, Conflict, DomainMissing, McvirtError, Refused, VmNotFound
+from mcvirt.errors import BadArgument, Conflict, DomainMissing, McvirtError, Refused, Unreachable, VmNotFound
 from mcvirt.types.arrival import Place, Traveller, Whereabouts
 from mcvirt.types.migration import MigrationCheck
 from mcvirt.types.vm import StorageType
@@ -109,7 +109,7 @@ class Arrivals(ArrivalApi):
         found: list[MigrationCheck] = []
 
         @contextmanager
-        def look(what: str, fine: str) -> Iterator[Reasons]:
+        def look(what: str, fine: str, *, transient: bool = False) -> Iterator[Reasons]:
             reasons = Reasons()
             try:
                 with reasons.gather():
@@ -118,8 +118,10 @@ class Arrivals(ArrivalApi):
                     reasons.raise_all()
             except McvirtError as error:  # libvirt does not answer, a command failed
                 reasons.add(Refused(text=str(error)))
+                transient = transient or isinstance(error, Unreachable)
             text = " ".join(reasons.sentences())
-            found.append(MigrationCheck(name=what, ok=not text, text=text or fine))
+            passes = transient and bool(text)
+            found.append(MigrationCheck(name=what, ok=not text, text=text or fine, transient=passes))
 
         with look("libvirt", "it answers, and has no other machine of this name."):
             self._domains.require_libvirt()
@@ -135,7 +137,7 @@ class Arrivals(ArrivalApi):
         with look("Processor", "it can do what the guest was started with."):
             self._check_processor(traveller)
         paths: dict[str, str] = {}
-        with look("Hard drives", "they are there, or there is room for them.") as reasons:
+        with look("Hard drives", "they are there, or there is room for them.", transient=True) as reasons:
             paths = self._check_disks(machine, traveller, reasons)
         if any(not check.ok for check in found):
             image, paths = None, {}

@@ -92,7 +92,7 @@ class Moves:
             ask=ask,
         )
         disks = DisksOfMachines(ground.store, CopiedDisks(ask, copies), replicated)
-        self._waits = Waits(ground, rights, stopping)
+        self._waits = Waits(ground, rights, stopping, lambda name: power.start(name, None))
         settlement = Settlement(ground, hypervisor, disks, ask, may_start=self._waits.require_start)
         planner = MigrationPlanner(
             ground,

@@ -14,6 +14,7 @@ from mcvirt.errors import (
     NotFound,
     Refused,
     SeveralReasons,
+    Unreachable,
     UnsuitableNode,
     VmPaused,
     VmRunning,
@@ -106,7 +107,9 @@ class MigrationPlanner:
         traveller = msgspec.structs.replace(ticket.traveller, starts=starts)
         found = [self._look("Virtual machine", "it can be migrated now.", lambda: self._check_machine(machine, wanted))]
         found.append(self._look("Node", "it may run there.", lambda: self._check_node(vm, ticket)))
-        found.append(self._look("Disks", "they can go there.", lambda: self._check_disks(machine, ticket)))
+        check_disks = self._look("Disks", "they can go there.", lambda: self._check_disks(machine, ticket))
+        # That a disk is of a kind that can't go was said when somebody asked first: what is new since is its state.
+        found.append(msgspec.structs.replace(check_disks, transient=not check_disks.ok))
         place, journey = Place(checks=()), None
         if wanted.node != self._node:
             place, journey = self._there(machine, ticket, traveller, wanted, found)
@@ -128,7 +131,7 @@ class MigrationPlanner:
         try:
             check()
         except McvirtError as error:
-            return MigrationCheck(name=what, ok=False, text=str(error))
+            return _against(what, error)
         return MigrationCheck(name=what, ok=True, text=fine)
 
     # --- here ---------------------------------------------------------------------------------------------------------
@@ -196,7 +199,7 @@ class MigrationPlanner:
                 return place, None
             return place, self._journey(machine, ticket, wanted, place, description)
         except McvirtError as error:
-            found.append(MigrationCheck(name="Other node", ok=False, text=str(error)))
+            found.append(_against("Other node", error))
             return Place(checks=()), None
 
     def _journey(self, machine: Machine, ticket: Ticket, wanted: Migration, place: Place, description: str) -> Journey:
@@ -216,6 +219,10 @@ class MigrationPlanner:
             bandwidth=_whole(wanted.bandwidth) if wanted.bandwidth else None,
             max_downtime=wanted.max_downtime,
         )
+
+
+def _against(what: str, error: McvirtError) -> MigrationCheck:
+    return MigrationCheck(name=what, ok=False, text=str(error), transient=isinstance(error, Unreachable))
 
 
 def check_words(wanted: Migration) -> None:

@@ -93,9 +93,13 @@ class MigrationService(MigrationApi):
     def _wait(self, name: str, waiting: Waiting) -> MigrationReport:
         self._waits.require(name, waiting)
         self._waits.until_off(name, self._domains.machine(name).vm.uuid)
-        self._waits.require(name, waiting)
         how = Migration(node=waiting.node, start_after=waiting.start_after, copy_storage=waiting.copy_storage)
-        return self._migrate(name, how, waiting.by)
+        self._waits.until_possible(lambda: self._planner.prepare(name, how, waiting.by).plan)
+        self._waits.require(name, waiting)
+        try:
+            return self._migrate(name, how, waiting.by)
+        except (Refused, MigrationFailed) as error:
+            raise self._waits.give_up(name, waiting, error) from error
 
     def _migrate(self, name: str, how: Migration, by: str) -> MigrationReport:
         with self._journal.transaction() as tx:

@@ -1,37 +1,51 @@
 """Machines that are to be migrated as soon as their guests have shut down.
 
 What is waited for is in the machine's record, so it outlives the client, and mcvirtd. Nothing else is held meanwhile.
+A guest shuts down when it likes: what stands against the migration just then, and may pass, is waited for, too.
 """
 
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-from mcvirt.errors import Conflict, VmNotFound
+from mcvirt.errors import Conflict, Failed, McvirtError, VmNotFound
 from mcvirt.permissions import Permission
-from mcvirt.types.migration import Waiting
+from mcvirt.types.migration import MigrationPlan, Waiting
 from mcvirtd.auth.caller import ROOT, Caller
 from mcvirtd.auth.rights import Rights
 from mcvirtd.hypervisor.states import DomainState
 from mcvirtd.state.records import VmRecord
 from mcvirtd.tasks.task import current_task, step
 from mcvirtd.vm.ground import Ground
+from mcvirtd.vm.unsettled import SETTLE
 
 # How long a cancellation may go unheard.
 _SLICE = 0.5
+# A node has started again by then, and a disk has got what it missed meanwhile.
+_KEEP_TRYING = 600.0
+_LOOK_AGAIN = 5.0
 
 
 class Waits:
-    """*stopping* says whether mcvirtd is about to end: then a wait that is broken off is taken up at the next start."""
+    """*stopping* says whether mcvirtd is about to end: then a wait that is broken off is taken up at the next start.
 
-    def __init__(self, ground: Ground, rights: Rights, stopping: Callable[[], bool]) -> None:
+    *start* starts a machine of this node, whose lock is held.
+    """
+
+    def __init__(
+        self, ground: Ground, rights: Rights, stopping: Callable[[], bool], start: Callable[[str], object]
+    ) -> None:
         self._store = ground.store
+        self._journal = ground.journal
+        self._locks = ground.locks
         self._hypervisor = ground.hypervisor
         self._node = ground.node
         self._rights = rights
         self._stopping = stopping
+        self._start = start
         self._lock = threading.Lock()
         self._here: set[str] = set()
 
@@ -122,9 +136,49 @@ class Waits:
                 if vm.node != self._node:
                     raise Conflict(text=f"Virtual machine '{name}' is on node '{vm.node}' by now.")
 
+    def until_possible(self, look: Callable[[], MigrationPlan]) -> None:
+        """Return when nothing stands against the migration any more that may pass, or when that has taken too long.
+
+        What stands against it then is left to whoever migrates, who looks again.
+        """
+        why = _passes(look())
+        if not why:
+            return
+        deadline = time.monotonic() + _KEEP_TRYING
+        with step("Waiting until it can be migrated") as progress:
+            while why and time.monotonic() < deadline:
+                progress.waits(why)
+                current_task().cancelled.wait(_LOOK_AGAIN)
+                current_task().check()
+                why = _passes(look())
+
+    def give_up(self, name: str, waiting: Waiting, reason: McvirtError) -> Failed:
+        """What is to be said of a machine that was not migrated although its guest has shut down.
+
+        One that was to be started on the other node is to run: it is started here.
+        """
+        text = f"Virtual machine '{name}' was not migrated when its guest had shut down: {reason}"
+        if not waiting.start_after:
+            return Failed(text=f"{text} It stays on node '{self._node}', and is not started.")
+        try:
+            with self._locks.hold(f"vm:{name}"):
+                # The start itself lets pass what is due of this task.
+                if any(due["ticket"]["name"] == name for _, due in self._journal.due_of(SETTLE)):
+                    raise Conflict(text="the migration is not settled yet.")
+                self._start(name)
+        except McvirtError as error:
+            return Failed(text=f"{text} It could not be started on node '{self._node}' either: {error}")
+        return Failed(text=f"{text} It was started on node '{self._node}' again.")
+
     def _off(self, uuid: str) -> bool:
         hypervisor = self._hypervisor
         return hypervisor.wait_connected(_SLICE) and hypervisor.wait_for(uuid, _is_off, _SLICE) and hypervisor.connected
+
+
+def _passes(plan: MigrationPlan) -> str:
+    """What stands against it, in sentences, if all of it may pass; '' otherwise, and where nothing does."""
+    against = [check for check in plan.checks if not check.ok]
+    return " ".join(check.text for check in against) if all(check.transient for check in against) else ""
 
 
 def _is_off(state: DomainState | None) -> bool:

@@ -5,10 +5,10 @@ from __future__ import annotations
 import msgspec
 import pytest
 
-from mcvirt.errors import McvirtError
+from mcvirt.errors import LibvirtUnreachable, McvirtError
 from mcvirt.types.arrival import Traveller
 from mcvirtd.hypervisor.simulated import SimulatedHypervisor
-from mcvirtd.state.records import NodeRecord, VmRecord
+from mcvirtd.state.records import DiskRecord, NodeRecord, VmRecord
 from tests.unit.migration.test_arrivals import Target, target
 from tests.unit.vm.world import MIB
 
@@ -18,6 +18,13 @@ NEEDS = 64 * MIB
 ONLINE = {"online": True, "accelerator": "tcg", "machine_type": "q35"}
 STARTS = {"starts": True}
 RESTS: dict[str, object] = {}
+
+
+class Away:
+    """Storage that is not there yet."""
+
+    def available(self, disk: DiskRecord) -> str:
+        return f"the volume of {disk.id} is not there."
 
 
 def against(target: Target, **how: object) -> dict[str, str]:
@@ -76,6 +83,21 @@ def test_what_it_runs_with_must_be_here(target: Target, monkeypatch: pytest.Monk
     }
     assert asked == [("qemu", "q35", "<cpu/>")]
     assert "The guest runs on kvm" in against(target, **{**ONLINE, "accelerator": "kvm"})["Processor"]
+
+
+def test_what_may_pass_is_told_apart(target: Target, monkeypatch: pytest.MonkeyPatch) -> None:
+    target.free = 0
+
+    def away() -> None:
+        raise LibvirtUnreachable(node="n1", uri="", reason="it is just starting.")
+
+    monkeypatch.setattr(target.world.domains, "require_libvirt", away)
+    with target.world.store.change() as change:
+        change.edit(DiskRecord, target.disk.id, nodes=("n1", "n2"))
+    target.arrivals._disks = Away()  # type: ignore[assignment]
+    checks = target.arrivals.examine(msgspec.structs.replace(target.traveller(), starts=True, copied=())).checks
+    assert {check.name for check in checks if not check.ok} == {"libvirt", "Memory", "Hard drives"}
+    assert {check.name for check in checks if check.transient} == {"libvirt", "Hard drives"}
 
 
 # --- when it is to come -----------------------------------------------------------------------------------------------

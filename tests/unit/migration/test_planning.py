@@ -7,6 +7,7 @@ from typing import Any
 import msgspec
 import pytest
 
+from mcvirt.errors import McvirtError, NodeUnreachable
 from mcvirt.types.arrival import Place, Traveller
 from mcvirt.types.migration import Migration, MigrationCheck
 from mcvirt.units import MIB
@@ -26,6 +27,7 @@ class Source:
     def __init__(self, world: World) -> None:
         self.world = world
         self.asked: list[Traveller] = []
+        self.away: McvirtError | None = None
         (disk,) = world.store.all(DiskRecord).values()
         self.place = Place(checks=(MigrationCheck(name="All", ok=True, text=""),), disks={disk.id: "/there"})
         self.planner = MigrationPlanner(
@@ -34,13 +36,15 @@ class Source:
             disks=DisksOfMachines(world.store, CopiedDisks(self.ask, Copies(world.ground, world.node)), None),  # type: ignore[arg-type]
             accelerator=AcceleratorOfNode(lambda: ("tcg", "simulated")),
             ask=self.ask,
-            reachable=lambda _: True,
+            reachable=lambda _: self.away is None,
             unsettled=lambda _: False,
             clock=lambda: 0.0,
         )
 
     def ask(self, node: str, operation: str, within: float = 0, **arguments: Any) -> msgspec.Raw:
         assert (node, operation) == ("n2", "examine")
+        if self.away is not None:
+            raise self.away
         self.asked.append(msgspec.convert(arguments["traveller"], Traveller))
         return msgspec.Raw(msgspec.json.encode(self.place))
 
@@ -77,3 +81,17 @@ def test_other_node_is_told_whether_it_starts_there_now(source: Source, waits: b
     prepared = source.planner.prepare("web1", how, "bob")
     assert prepared.traveller.starts != waits
     assert source.asked == [prepared.traveller]
+
+
+def test_what_may_pass_is_told_apart(source: Source) -> None:
+    def failed(**how: bool) -> dict[str, bool]:
+        checks = source.planner.prepare("web1", Migration(node="n2", **how), "bob").plan.checks
+        assert not any(check.ok and check.transient for check in checks)
+        return {check.name: check.transient for check in checks if not check.ok}
+
+    source.away = NodeUnreachable(node="n2", reason="it is just starting.")
+    assert failed(copy_storage=True) == {"Node": True, "Disks": True, "Other node": True}
+    source.away = None
+    assert failed() == {"Node": False, "Disks": True}
+    assert source.world.start() is None
+    assert failed()["Virtual machine"] is False

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import threading
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from mcvirt.errors import Conflict, NotPermitted
+from mcvirt.errors import Conflict, Failed, MigrationFailed, NotPermitted, TaskCancelled
 from mcvirt.permissions import Permission
-from mcvirt.types.migration import Waiting
+from mcvirt.types.migration import MigrationCheck, MigrationPlan, Waiting
 from mcvirtd.auth.rights import Rights
+from mcvirtd.migration import waiting as module
 from mcvirtd.migration.service import MigrationService
 from mcvirtd.migration.waiting import Waits
 from mcvirtd.state.records import UserRecord
 from mcvirtd.tasks.task import Task, working_for
+from mcvirtd.vm.unsettled import SETTLE
 from tests.unit.vm.world import World
 
 ANY: Any = None  # not looked at here
@@ -25,7 +28,8 @@ WITHIN = 10.0
 @pytest.fixture
 def waits(world: World) -> Waits:
     world.create()
-    return Waits(world.ground, Rights(world.store), lambda: False)
+    power = world.vms._power
+    return Waits(world.ground, Rights(world.store), lambda: False, lambda name: power.start(name, None))
 
 
 def give(world: World, name: str, *permissions: str) -> None:
@@ -101,6 +105,7 @@ def test_rights_are_asked_for_again_when_the_guest_is_off(
     wait = Waiting(node="n2", by="bob")
     give(world, "bob", *BOTH)
     monkeypatch.setattr(waits, "until_off", lambda *_: give(world, "bob"))
+    monkeypatch.setattr(waits, "until_possible", lambda _: None)
     with pytest.raises(NotPermitted, match="MIGRATE_VM"):
         service.wait("web1", wait)
 
@@ -121,3 +126,122 @@ def test_guest_is_off_only_when_libvirt_says_so(world: World, waits: Waits) -> N
     world.hypervisor.connected = True
     assert ended.wait(WITHIN)
     thread.join(WITHIN)
+
+
+# --- the guest is off, and it can't be migrated just then -------------------------------------------------------------
+
+FINE = MigrationCheck(name="Virtual machine", ok=True, text="it can be migrated now.")
+AWAY = MigrationCheck(name="Node", ok=False, text="Node 'n2' can't be reached.", transient=True)
+FULL = MigrationCheck(name="Memory", ok=False, text="There is too little.")
+
+
+class Looks:
+    """Finds what stands against it, one set of checks after the other; the last one stays."""
+
+    def __init__(self, *found: tuple[MigrationCheck, ...]) -> None:
+        self.found = list(found)
+        self.count = 0
+
+    def __call__(self) -> MigrationPlan:
+        self.count += 1
+        checks = self.found.pop(0) if len(self.found) > 1 else self.found[0]
+        return MigrationPlan(name="web1", source="n1", target="n2", online=False, checks=checks, steps=(), size=0)
+
+
+@pytest.fixture
+def task() -> Task:
+    return Task("migration.migrate", "web1", "bob", "n1")
+
+
+@pytest.fixture
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "_LOOK_AGAIN", 0.01)
+    monkeypatch.setattr(module, "_KEEP_TRYING", 0.1)
+
+
+def test_what_passes_is_waited_for(waits: Waits, task: Task, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "_LOOK_AGAIN", 0.01)
+    looks = Looks((FINE, AWAY), (AWAY,), (FINE,))
+    with working_for(task):
+        waits.until_possible(looks)
+    assert looks.count == 3
+    assert [each.finished for each in task.info().steps] == [True]
+
+
+@pytest.mark.usefixtures("impatient")
+@pytest.mark.parametrize("found", [(FINE,), (FINE, FULL), (AWAY, FULL)])
+def test_nothing_else_is(waits: Waits, task: Task, found: tuple[MigrationCheck, ...]) -> None:
+    looks = Looks(found)
+    with working_for(task):
+        waits.until_possible(looks)
+    assert looks.count == 1 and task.info().steps == ()
+
+
+@pytest.mark.usefixtures("impatient")
+def test_it_is_not_waited_for_ever(waits: Waits, task: Task) -> None:
+    looks = Looks((AWAY,))
+    with working_for(task):
+        waits.until_possible(looks)
+    assert looks.count > 2
+
+
+def test_why_it_waits_is_shown_and_it_can_be_cancelled(
+    waits: Waits, task: Task, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "_LOOK_AGAIN", 6 * WITHIN)
+    ended: list[BaseException] = []
+
+    def wait() -> None:
+        try:
+            with working_for(task):
+                waits.until_possible(Looks((AWAY,)))
+        except TaskCancelled as error:
+            ended.append(error)
+
+    thread = threading.Thread(target=wait)
+    thread.start()
+    try:
+        info = task.info()
+        while not any(each.waits == AWAY.text for each in info.steps):
+            seen, info = info.version, task.news(info.version, WITHIN).info
+            assert info.version > seen
+    finally:
+        task.cancel("alice")
+        thread.join(WITHIN)
+    assert len(ended) == 1, "it does not sleep meanwhile"
+
+
+@pytest.mark.usefixtures("impatient")
+@pytest.mark.parametrize("start_after", [False, True])
+def test_machine_that_was_to_run_there_runs_here_when_it_is_given_up(
+    world: World, waits: Waits, service: MigrationService, monkeypatch: pytest.MonkeyPatch, start_after: bool
+) -> None:
+    give(world, "bob", *BOTH)
+    looks = Looks((AWAY,), (FINE,))
+    service._planner = SimpleNamespace(prepare=lambda *_: SimpleNamespace(plan=looks()))  # type: ignore[assignment]
+
+    def migrate(*_: object) -> None:
+        assert looks.count == 2
+        raise MigrationFailed(name="web1", reason="QEMU does not like it.", node="n1")
+
+    monkeypatch.setattr(service, "_migrate", migrate)
+    wait = Waiting(node="n2", by="bob", start_after=start_after)
+    error = world.error_of(world.run(lambda: service.wait("web1", wait)))
+    assert isinstance(error, Failed) and "QEMU does not like it." in str(error)
+    assert ("was started on node 'n1' again" in str(error)) == start_after
+    state = world.hypervisor.state(world.record().uuid)
+    assert state is not None and state.active == start_after
+    assert world.record().waiting is None
+
+
+def test_what_is_not_settled_is_not_started_here(world: World, waits: Waits) -> None:
+    world.journal.register(SETTLE, lambda **_: None)
+
+    def give_up() -> None:
+        world.journal.add(0, "undo", SETTLE, {"ticket": {"name": "web1", "target": "n2"}})
+        raise waits.give_up("web1", Waiting(node="n2", by="bob", start_after=True), Conflict(text="It is too late."))
+
+    error = world.error_of(world.run(give_up))
+    assert "It is too late. It could not be started on node 'n1' either: the migration is not" in str(error)
+    state = world.hypervisor.state(world.record().uuid)
+    assert state is not None and not state.active
