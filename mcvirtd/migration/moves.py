@@ -34,6 +34,7 @@ from mcvirtd.migration.side_plans import SidePlanner
 from mcvirtd.migration.sides import Sides
 from mcvirtd.migration.volumes import Copies
 from mcvirtd.migration.waiting import Waits
+from mcvirtd.state.records import VmRecord
 from mcvirtd.storage.backends import Nodes
 from mcvirtd.tasks.engine import Tasks
 from mcvirtd.tasks.task import Task
@@ -125,6 +126,7 @@ class Moves:
             ),
         )
         self._settlement = settlement
+        self._store = ground.store
         self._journal = ground.journal
         self._nodes = nodes
         self._catches_up = drbd.catches_up
@@ -188,7 +190,13 @@ class Moves:
         return {node.name for node in self._nodes() if node.libvirt and node.status != "Unreachable"}
 
     def unsettled(self, name: str) -> bool:
-        """Whether it is not known yet on which node the machine is, or it is under way, or its disks here are."""
+        """Whether it is not known yet on which node the machine is, or it is under way, or its disks here are.
+
+        One that waits for its guest to shut down is about to be: found off, it is migrated, and not started here.
+        """
+        vm = self._store.get(VmRecord, name)
+        if vm is not None and vm.waiting is not None:
+            return True
         travels = any(ticket.name == name for ticket in self._settlement.due()) or self.arrivals.expects(name)
         return travels or self._catches_up(name)
 

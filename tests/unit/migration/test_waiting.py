@@ -13,6 +13,7 @@ from mcvirt.permissions import Permission
 from mcvirt.types.migration import MigrationCheck, MigrationPlan, Waiting
 from mcvirtd.auth.rights import Rights
 from mcvirtd.migration import waiting as module
+from mcvirtd.migration.moves import Moves
 from mcvirtd.migration.service import MigrationService
 from mcvirtd.migration.waiting import Waits
 from mcvirtd.state.records import UserRecord
@@ -126,6 +127,18 @@ def test_guest_is_off_only_when_libvirt_says_so(world: World, waits: Waits) -> N
     world.hypervisor.connected = True
     assert ended.wait(WITHIN)
     thread.join(WITHIN)
+
+
+def test_machine_that_waits_is_not_started_by_itself_until_that_is_over(world: World, waits: Waits) -> None:
+    moves = object.__new__(Moves)
+    moves._store = world.store
+    moves._settlement = SimpleNamespace(due=list)  # type: ignore[assignment]
+    moves.arrivals = SimpleNamespace(expects=lambda _: False)  # type: ignore[assignment]
+    moves._catches_up = lambda _: False
+    assert not moves.unsettled("web1")
+    with waits.at("web1", Waiting(node="n2", by="bob")):
+        assert moves.unsettled("web1")
+    assert not moves.unsettled("web1") and not moves.unsettled("nobody")
 
 
 # --- the guest is off, and it can't be migrated just then -------------------------------------------------------------
