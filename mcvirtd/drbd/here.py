@@ -204,12 +204,15 @@ class DrbdHere:
         wanted = replicas_on(self._store, self._node)
         # Those that could not be brought up, and those that this node has not known of: it may have been away when they
         # were stored. What it has seen before and is down now, somebody has taken down.
-        due = (self._due & set(wanted)) | (set(wanted) - self._known)
+        new = {name for name, disk in wanted.items() if name not in self._known and not (self._known and disk.deleting)}
+        due = (self._due & set(wanted)) | new
         down = sorted(name for name in due if self.reader.state(name) is None)
         with ThreadPoolExecutor(UP_AT_ONCE, thread_name_prefix="drbd-up") as pool:
             list(pool.map(lambda name: self._bring_up(name, wanted[name]), down))
-        for name in self._split_here().difference(wanted):
-            self.spool.joined(name)
+        for name in self._split_here():
+            if name not in wanted or len(wanted[name].nodes) < 2:  # there is no other side any more
+                self.spool.joined(name)
+                self.reader.joined(name)
         self._known = set(wanted)
         self._due = {name for name in down if name in self._faults}
         self._faults = {name: why for name, why in self._faults.items() if name in self._due}
@@ -221,7 +224,7 @@ class DrbdHere:
         There is a claim or a record before there is a file, and a file that has volumes is left to somebody.
         """
         files = self.verbs.resource_files()
-        known = {resource_name(disk) for kind in (DiskRecord, ReplicaClaimRecord) for disk in self._store.all(kind)}
+        known = {resource_name(disk) for kind in (ReplicaClaimRecord, DiskRecord) for disk in self._store.all(kind)}
         for name in files:
             if name not in known and self.reader.state(name) is None and not self.verbs.has_volumes(name):
                 log.warning("DRBD resource %s is of no hard drive any more: its file is removed", name)

@@ -218,6 +218,14 @@ class Reader:
                 self._announce([(said, state)])
             return True
 
+    def joined(self, resource: str) -> None:
+        """Know, from elsewhere, that there are no two sides any more that could have split."""
+        with self._hearing:
+            self._picture.joined(resource)
+            before, state = self._states.get(resource), self._picture.state(resource)
+            if self._complete and before is not None and before.split_brain and state is not None:
+                self._announce([(Event(verb="change", kind="resource", resource=resource, fields={}), state)])
+
     # --- reading ------------------------------------------------------------------------------------------------------
 
     def _read_on(self) -> None:

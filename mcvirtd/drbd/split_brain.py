@@ -126,7 +126,7 @@ class SplitBrain(SplitBrainApi):
         if not split:
             raise Conflict(text=f"No hard drive of virtual machine '{name}' is split.")
         for each in split:
-            if keep not in each.nodes:
+            if keep not in each.nodes or len(each.nodes) < 2:
                 why = f"{named(each)} is on {' and '.join(each.nodes)}."
                 raise BadArgument(what=f"node '{names.printable(keep)}'", why=why)
         losing = [(each, next(node for node in each.nodes if node != keep)) for each in split]

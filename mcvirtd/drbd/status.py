@@ -88,6 +88,10 @@ class Picture:
         """Know, from elsewhere, that the resource's sides have refused each other's data."""
         self._split.add(resource)
 
+    def joined(self, resource: str) -> None:
+        """Know, from elsewhere, that they are one again."""
+        self._split.discard(resource)
+
     def names(self) -> tuple[str, ...]:
         """All resources."""
         return tuple(name for name, facts in self._facts.items() if "resource" in facts)

@@ -13,12 +13,12 @@ from pathlib import Path
 
 import msgspec
 
-from mcvirt.errors import BadArgument, CommandFailed, DrbdDeviceOpen, DrbdUnavailable, ProgramMissing
+from mcvirt.errors import BadArgument, CommandFailed, DrbdDeviceOpen, DrbdUnavailable, McvirtError, ProgramMissing
 from mcvirt.types.drbd import ResourceState
 from mcvirtd.drbd import commands, config
 from mcvirtd.drbd.config import Common, Resource
 from mcvirtd.drbd.status import Picture, Progress, parse, parse_progress
-from mcvirtd.host import files
+from mcvirtd.host import files, lvm
 from mcvirtd.host.run import installed, run, stream
 
 WITHIN = 60.0
@@ -30,7 +30,7 @@ _AGAIN_AFTER = 0.2
 
 LEAST_KERNEL = (8, 4, 0)
 LEAST_UTILS = (9, 15, 0)
-ASIDE = ".before-mcvirt"
+ASIDE, REPLACED = ".before-mcvirt", ".replaced-by-mcvirt"
 _OPEN = re.compile(r"held open|\(-12\)")
 _ALONE = re.compile(r"\(162\).*unknown connection")
 _TRANSIENT = re.compile(r"\(-18\)")
@@ -109,12 +109,15 @@ def resource_files(directory: Path = _DIRECTORY) -> tuple[str, ...]:
 
 
 def has_volumes(name: str, directory: Path = _DIRECTORY) -> bool:
-    """Whether a volume that the file of a resource names is on this node, or that can't be told."""
+    """Whether a volume that the file of a resource names is on this node, active or not, or that can't be told."""
     try:
         text = resource_path(name, directory).read_text()
-    except OSError:
+        volumes = [Path(path) for path in _VOLUME.findall(text)]
+        if not volumes or not text.startswith(config.MARK):
+            return True
+        return any(path.exists() or lvm.volume(path.parent.name, path.name) is not None for path in volumes)
+    except (OSError, McvirtError):
         return True
-    return any(Path(volume).exists() for volume in _VOLUME.findall(text))
 
 
 def write_common(common: Common, path: Path = Path(config.GLOBAL_COMMON)) -> Path | None:
@@ -127,6 +130,8 @@ def write_common(common: Common, path: Path = Path(config.GLOBAL_COMMON)) -> Pat
         return None
     if before and not before.startswith(config.MARK):
         aside = path.with_name(path.name + ASIDE)
+        if aside.exists():  # which is what was there before all this
+            aside = path.with_name(path.name + REPLACED)
         files.write_atomically(aside, before.encode(errors="replace"), mode=0o644)
     files.write_atomically(path, text.encode(), mode=0o644)
     return aside

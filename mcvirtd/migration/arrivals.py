@@ -35,6 +35,7 @@ from mcvirtd.vm import checks
 from mcvirtd.vm.design import AcceleratorOfNode, Machine
 from mcvirtd.vm.ground import Ground
 from mcvirtd.vm.power import Power
+from mcvirtd.vm.unsettled import settled
 
 log = logging.getLogger(__name__)
 # A guest that libvirt is just about to let run is not destroyed for standing still.
@@ -199,6 +200,7 @@ class Arrivals(ArrivalApi):
             raise Conflict(text=f"Virtual machine '{vm.name}' is registered on node '{vm.node}', and not on '{peer}'.")
         with self._locks.hold(f"vm:{vm.name}"):
             self._check_domains(vm)
+            settled(self._ground.journal, vm.name)  # who settles one from here would end this guest as its rest
             self._forget(vm.name)
             sockets.forget(vm.name)
             # What is found here from now on has come: nothing that was left of it earlier is to be taken for that.
@@ -302,10 +304,14 @@ class Arrivals(ArrivalApi):
                     carrying.end(sock)
 
     def _has_lapsed(self, name: str) -> bool:
-        vm = self._store.get(VmRecord, name)
-        if vm is None or not self._replicas.lapsed(self._machine(name).disks):
+        try:
+            machine = self._machine(name)
+            if not self._replicas.lapsed(machine.disks):
+                return False
+            state = self._hypervisor.look(machine.vm.uuid)
+        except McvirtError as error:
+            log.info("whether %s still comes can't be seen now: %s", name, error)
             return False
-        state = self._hypervisor.look(vm.uuid)
         return state is not None and state.active and not state.running  # one that runs has come
 
     def _carried_for(self, name: str) -> Sequence[ssl.SSLSocket]:

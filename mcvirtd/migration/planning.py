@@ -105,7 +105,12 @@ class MigrationPlanner:
         # What memory there will be when the guest shuts down, nobody knows; it is looked at then.
         starts = wanted.start_after and not wanted.wait_for_shutdown
         traveller = msgspec.structs.replace(ticket.traveller, starts=starts)
-        found = [self._look("Virtual machine", "it can be migrated now.", lambda: self._check_machine(machine, wanted))]
+        itself = self._look("Virtual machine", "it can be migrated now.", lambda: self._check_machine(machine, wanted))
+        if self._unsettled(vm.name):
+            text = f"An earlier migration of '{vm.name}' is not settled yet; `mcvirt task list` shows it."
+            text = text if itself.ok else f"{itself.text} {text}"
+            itself = MigrationCheck(name=itself.name, ok=False, text=text, transient=itself.ok)
+        found = [itself]
         found.append(self._look("Node", "it may run there.", lambda: self._check_node(vm, ticket)))
         check_disks = self._look("Disks", "they can go there.", lambda: self._check_disks(machine, ticket))
         # That a disk is of a kind that can't go was said when somebody asked first: what is new since is its state.
@@ -154,10 +159,6 @@ class MigrationPlanner:
             disks_rest(self._store, vm.name)
         if vm.unfinished:
             reasons.add(Conflict(text=f"The creation of virtual machine '{vm.name}' was not finished."))
-        if self._unsettled(vm.name):
-            reasons.add(
-                Conflict(text=f"An earlier migration of '{vm.name}' is not settled yet; `mcvirt task list` shows it.")
-            )
         reasons.raise_all()
 
     def _check_node(self, vm: VmRecord, ticket: Ticket) -> None:

@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-from mcvirt.errors import Conflict, Failed, McvirtError, VmNotFound
+from mcvirt.errors import Conflict, Failed, McvirtError, UndoIncomplete, VmNotFound
 from mcvirt.permissions import Permission
 from mcvirt.types.migration import MigrationPlan, Waiting
 from mcvirtd.auth.caller import ROOT, Caller
@@ -101,7 +101,8 @@ class Waits:
 
     @contextmanager
     def at(self, name: str, begun: Waiting | None = None) -> Iterator[None]:
-        """In the block somebody is at it; what ends it is that the block ends, but for the end of mcvirtd.
+        """In the block somebody is at it; what ends it is that the block ends, but for the end of mcvirtd, and for an
+        UndoIncomplete.
 
         What is *begun* only now is written down first; who takes up what nobody is at, does not find it meanwhile.
         """
@@ -112,10 +113,15 @@ class Waits:
         try:
             if begun is not None:
                 self._begin(name, begun)
+            ended = True
             try:
                 yield
+            except UndoIncomplete:
+                # It is not known yet where the machine is. If it has stayed, it is taken up again after that.
+                ended = current_task().cancelled.is_set()
+                raise
             finally:
-                if not self._stopping():
+                if ended and not self._stopping():
                     with current_task().shielded():
                         self.end(name)
         finally:

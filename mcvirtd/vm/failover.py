@@ -23,7 +23,7 @@ from mcvirt.errors import (
 from mcvirtd.reasons import Reasons
 from mcvirtd.state.records import DiskRecord, VmRecord
 from mcvirtd.tasks.task import step
-from mcvirtd.vm import arrived, checks
+from mcvirtd.vm import arrived, checks, unsettled
 from mcvirtd.vm.design import Machine
 from mcvirtd.vm.elsewhere import Nodes, runs_elsewhere
 from mcvirtd.vm.ground import Ground
@@ -92,7 +92,7 @@ class Failover:
         with reasons.gather():
             checks.unlocked(vm)
         with reasons.gather():
-            settled(self._journal, vm.name)
+            settled(self._journal, vm.name, went=vm)
         if self._node not in there.vm.nodes:
             reasons.add(UnsuitableNode(name=vm.name, node=self._node, nodes=", ".join(vm.nodes)))
         for disk in there.disks:
@@ -166,6 +166,7 @@ class Failover:
                     deleter="",
                 )
         arrived.forget(self._journal, machine)
+        unsettled.forget(self._journal, vm)  # the node that it went to was to start it, perhaps, and is off
 
 
 class Strays:

@@ -11,19 +11,29 @@ from mcvirtd.tasks.transaction import Journal
 SETTLE = "migration.settle"
 
 
-def settled(journal: Journal, name: str) -> None:
+def settled(journal: Journal, name: str, *, went: VmRecord | None = None) -> None:
     """No migration of the machine is to be settled, but perhaps the current task's own; Conflict otherwise.
 
-    Its guest may run on the other node, whatever the record says.
+    Its guest may run on the other node, whatever the record says. One that *went* there, by its record, is not meant:
+    only its end is outstanding.
     """
     for task, arguments in journal.due_of(SETTLE):
         ticket = arguments["ticket"]
-        if ticket["name"] == name and task != current_task().id:
+        there = went is not None and (ticket["uuid"], ticket["target"]) == (went.uuid, went.node)
+        if ticket["name"] == name and task != current_task().id and not there:
             raise Conflict(
                 text=f"The migration of virtual machine '{name}' to node '{ticket['target']}' is not settled yet, and "
                 f"so it may run there. It is settled as soon as node '{ticket['target']}' can be asked; `mcvirt task "
                 "list` shows it."
             )
+
+
+def forget(journal: Journal, went: VmRecord) -> None:
+    """What was outstanding of the migration to the node of the record *went* is not wanted any more."""
+    for _, arguments in journal.due_of(SETTLE):
+        ticket = arguments["ticket"]
+        if (ticket["uuid"], ticket["target"]) == (went.uuid, went.node):
+            journal.withdraw(SETTLE, ticket=ticket)
 
 
 def disks_rest(store: Store, name: str) -> None:

@@ -329,6 +329,23 @@ def test_what_was_stored_while_this_node_was_away_is_brought_up_when_it_has_hear
     assert world.kernel.done.count("up mcvirt-hd-2") == 1 and f"up {NAME}" not in world.kernel.done
 
 
+def test_a_split_ends_with_the_other_side(world: World) -> None:
+    """Its node was removed for good: nobody can be split from it."""
+    world.enable()
+    world.kernel.say(*up())
+    world.here.start()
+    world.here.reader.wait(NAME, lambda state: state is not None, SOON)
+    settled(world)
+    world.ring("split-brain")
+    world.here.reader.wait(NAME, lambda state: state is not None and state.split_brain, SOON)
+    with world.store.change() as change:
+        change.edit(DiskRecord, DISK, nodes=("n1",))
+    world.here.settle()
+    state = world.here.reader.state(NAME)
+    assert state is not None and not state.split_brain
+    assert not world.here.spool.splits()
+
+
 def test_a_resource_that_goes_down_later_is_somebodys_wish(world: World) -> None:
     world.enable()
     world.kernel.say(*up())

@@ -26,6 +26,11 @@ def test_a_foreign_file_is_kept_aside_and_put_back(tmp_path: Path) -> None:
     drbd.restore_common(path)
     assert path.read_text() == "common { }\n"
     assert not aside.exists()
+    drbd.write_common(Common(), path)
+    path.write_text("common { } # of an upgrade\n")
+    assert drbd.write_common(Common(), path) == tmp_path / "global_common.conf.replaced-by-mcvirt"
+    drbd.restore_common(path)
+    assert path.read_text() == "common { }\n", "the first is the one that was there before"
     drbd.restore_common(path)
     assert path.read_text() == "common { }\n", "a file that is not ours was taken away"
 
@@ -56,7 +61,7 @@ def test_what_drbdadm_would_not_find_is_said(tmp_path: Path, text: str, lacks: l
     assert "can't be read" in drbd.include_faults(path)[0]
 
 
-def test_the_file_of_a_resource_is_for_root_alone(tmp_path: Path) -> None:
+def test_the_file_of_a_resource_is_for_root_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     legs = [
         Leg(node=f"n{number}", address=f"10.0.0.{number}", data="/dev/vg0/a", metadata="/dev/vg0/b")
         for number in (1, 2)
@@ -67,9 +72,14 @@ def test_the_file_of_a_resource_is_for_root_alone(tmp_path: Path) -> None:
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
     assert f'on "{drbd.host_name()}"' in path.read_text()
     assert drbd.resource_files(tmp_path) == ("mcvirt-hd-1",)
+    there: list[str] = []
+    monkeypatch.setattr(drbd.lvm, "volume", lambda group, name: f"{group}/{name}" if name in there else None)
     assert not drbd.has_volumes("mcvirt-hd-1", tmp_path)
-    path.write_text(path.read_text().replace("/dev/vg0/b", "/dev/null"))
+    there.append("b")  # and is not active
     assert drbd.has_volumes("mcvirt-hd-1", tmp_path)
+    there.clear()
+    path.write_text(path.read_text().removeprefix(MARK))
+    assert drbd.has_volumes("mcvirt-hd-1", tmp_path), "it is not ours"
     drbd.remove_resource("mcvirt-hd-1", tmp_path)
     drbd.remove_resource("mcvirt-hd-1", tmp_path)
     assert drbd.has_volumes("mcvirt-hd-1", tmp_path), "nobody can know"

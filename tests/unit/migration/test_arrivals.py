@@ -21,6 +21,7 @@ from mcvirtd.migration.volumes import Copies
 from mcvirtd.state.records import BackendRecord, DiskRecord, NodeRecord, VmRecord
 from mcvirtd.vm.design import AcceleratorOfNode
 from mcvirtd.vm.failover import Strays
+from mcvirtd.vm.unsettled import SETTLE
 from tests.unit.vm.world import World
 
 
@@ -379,3 +380,14 @@ def test_a_guest_whose_sender_hangs_is_not_waited_for_once_nobody_keeps_its_disk
     monkeypatch.setattr("mcvirtd.migration.arrivals._LAPSES_WITHIN", 0.0)
     target.arrivals.turn_away()
     assert ended == [carried]
+
+
+def test_one_that_went_away_and_is_not_settled_does_not_come_back_yet(target: Target) -> None:
+    """Who settles that would end what is just coming as the rest of it."""
+    ticket = {"name": "web1", "uuid": target.uuid, "source": "n1", "target": "n2"}
+    target.world.journal.register(SETTLE, lambda **_: None)
+    target.world.journal.add(0, "undo", SETTLE, {"ticket": ticket})
+    error = target.told(lambda: target.arrivals.expect(target.traveller()))
+    assert isinstance(error, Conflict) and "not settled yet" in str(error)
+    target.world.journal.withdraw(SETTLE, ticket=ticket)
+    assert target.told(lambda: target.arrivals.expect(target.traveller())) is None

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from mcvirt.errors import Conflict, Failed, MigrationFailed, NotPermitted, TaskCancelled
+from mcvirt.errors import Conflict, Failed, MigrationFailed, NotPermitted, TaskCancelled, UndoIncomplete
 from mcvirt.permissions import Permission
 from mcvirt.types.migration import MigrationCheck, MigrationPlan, Waiting
 from mcvirtd.auth.rights import Rights
@@ -17,7 +17,7 @@ from mcvirtd.migration.moves import Moves
 from mcvirtd.migration.service import MigrationService
 from mcvirtd.migration.waiting import Waits
 from mcvirtd.state.records import UserRecord
-from mcvirtd.tasks.task import Task, working_for
+from mcvirtd.tasks.task import Task, current_task, working_for
 from mcvirtd.vm.unsettled import SETTLE
 from tests.unit.vm.world import World
 
@@ -258,3 +258,21 @@ def test_what_is_not_settled_is_not_started_here(world: World, waits: Waits) -> 
     assert "It is too late. It could not be started on node 'n1' either: the migration is not" in str(error)
     state = world.hypervisor.state(world.record().uuid)
     assert state is not None and not state.active
+
+
+@pytest.mark.parametrize("cancelled", [False, True])
+def test_what_is_not_known_yet_is_waited_for_again(world: World, waits: Waits, cancelled: bool) -> None:
+    """As when its target dies in the middle: the machine stays, and its guest is off already."""
+    wait = Waiting(node="n2", by="bob", start_after=True)
+
+    def dies() -> None:
+        with waits.at("web1", wait):
+            if cancelled:
+                current_task().cancel("bob")
+            raise UndoIncomplete(text="n2 fell silent.", remains="it is settled later.")
+
+    assert isinstance(world.error_of(world.run(dies)), UndoIncomplete)
+    assert world.record().waiting == (None if cancelled else wait)
+    with waits.at("web1"):
+        pass
+    assert world.record().waiting is None

@@ -24,6 +24,7 @@ from mcvirt.types.arrival import Whereabouts
 from mcvirtd.hypervisor.xml.domain import domain_xml
 from mcvirtd.state.records import BackendRecord, DiskRecord, VmRecord
 from mcvirtd.vm.failover import Strays
+from mcvirtd.vm.unsettled import SETTLE
 from tests.unit.vm.world import World
 
 
@@ -65,6 +66,20 @@ def test_it_can_be_started_at_once(world: World) -> None:
     on_shared_storage(world)
     assert failover(world, start=True) is None
     assert world.hypervisor.domains()[world.record().uuid].active
+
+
+@pytest.mark.parametrize(("target", "taken"), [("n2", True), ("n3", False)])
+def test_a_start_that_is_outstanding_on_the_dead_node_keeps_nobody_from_it(
+    world: World, target: str, taken: bool
+) -> None:
+    """The machine went to n2, which was to start it; of one that was on its way elsewhere nobody knows where it is."""
+    on_shared_storage(world)
+    world.journal.register(SETTLE, lambda **_: None)
+    world.journal.add(0, "undo", SETTLE, {"ticket": {"name": "web1", "uuid": world.record().uuid, "target": target}})
+    error = failover(world, start=True)
+    assert (error is None) == taken, error
+    assert (world.journal.due_of(SETTLE) == []) == taken
+    assert taken or "not settled yet" in str(error)
 
 
 def test_an_owner_that_somebody_reaches_is_alive(world: World) -> None:
