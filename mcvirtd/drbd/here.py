@@ -91,8 +91,8 @@ class DrbdHere:
         self._goes_on = threading.Event()
         self._stopping = threading.Event()
         self._faults: dict[str, str] = {}
-        self._due: set[str] = set()
-        self._known: set[str] = set()
+        self._seen: set[str] = set()
+        self._settled = False
         self.spool.hear(self._on_handler)
         self.reader.subscribe(self._on_event)
         store.subscribe(self._on_change)
@@ -202,10 +202,10 @@ class DrbdHere:
         self.reader.measure_sizes()
         self._told(self.reader.all(), False)
         wanted = replicas_on(self._store, self._node)
-        # Those that could not be brought up, and those that this node has not known of: it may have been away when they
-        # were stored. What it has seen before and is down now, somebody has taken down.
-        new = {name for name, disk in wanted.items() if name not in self._known and not (self._known and disk.deleting)}
-        due = (self._due & set(wanted)) | new
+        # Those that have never been up in the life of this process: it may have been away when they were stored. What
+        # was, and is down now, somebody has taken down, perhaps to delete it.
+        self._seen.update(self.reader.all())
+        due = {name for name in wanted if name not in self._seen and not (self._settled and wanted[name].deleting)}
         down = sorted(name for name in due if self.reader.state(name) is None)
         with ThreadPoolExecutor(UP_AT_ONCE, thread_name_prefix="drbd-up") as pool:
             list(pool.map(lambda name: self._bring_up(name, wanted[name]), down))
@@ -213,9 +213,8 @@ class DrbdHere:
             if name not in wanted or len(wanted[name].nodes) < 2:  # there is no other side any more
                 self.spool.joined(name)
                 self.reader.joined(name)
-        self._known = set(wanted)
-        self._due = {name for name in down if name in self._faults}
-        self._faults = {name: why for name, why in self._faults.items() if name in self._due}
+        self._settled = True
+        self._faults = {name: why for name, why in self._faults.items() if name in due}
         self._clear_files()
 
     def _clear_files(self) -> None:
@@ -256,6 +255,7 @@ class DrbdHere:
 
     def _on_event(self, event: Event, state: ResourceState | None) -> None:
         self._told(self.reader.all(), True)
+        self._seen.add(event.resource)
         if state is not None and (state.checking or state.copying):
             self._goes_on.set()
         # A resource that is only down, or is connecting, is split all the same.

@@ -70,8 +70,9 @@ def online(agents: Agents, say: Say) -> list[Row]:
         ticks = guest.counts(cluster[on], boots=1, beyond=ticks)
         whole += guest.rests() == on
         if on == 1 and number * PAIRS // MIGRATIONS != (number - 2) * PAIRS // MIGRATIONS:
-            with guest.in_nobodys_care():
-                for how in (PLAIN, ENCRYPTED):
+            for how in (PLAIN, ENCRYPTED):
+                # One at a time: libvirt gives up connections of which nothing was heard for half a minute.
+                with guest.in_nobodys_care():
                     for here in (1, 2):
                         words = {"name": "web1", "resource": guest.resource, "encrypted": how == ENCRYPTED}
                         measured = agents[here].ask("online_by_hand", **words)

@@ -329,6 +329,27 @@ def test_what_was_stored_while_this_node_was_away_is_brought_up_when_it_has_hear
     assert world.kernel.done.count("up mcvirt-hd-2") == 1 and f"up {NAME}" not in world.kernel.done
 
 
+def test_what_was_made_and_is_down_already_to_be_deleted_is_not_brought_up(world: World) -> None:
+    """Between two looks, on a node that had none before."""
+    with world.store.change() as change:
+        disk = change.get(DiskRecord, DISK)
+        change.delete(DiskRecord, DISK)
+    world.enable()
+    world.here.start()
+    world.kernel.say("exists -")
+    world.here.reader.wait_alive(SOON)
+    settled(world)
+    assert disk is not None
+    with world.store.change() as change:
+        change.put(disk)
+    world.kernel.say(f"create resource name:{NAME} role:Secondary suspended:no")
+    world.here.reader.wait(NAME, lambda state: state is not None, SOON)
+    world.kernel.say(f"destroy resource name:{NAME}")
+    world.here.reader.wait(NAME, lambda state: state is None, SOON)
+    world.here.settle()
+    assert f"up {NAME}" not in world.kernel.done
+
+
 def test_a_split_ends_with_the_other_side(world: World) -> None:
     """Its node was removed for good: nobody can be split from it."""
     world.enable()
