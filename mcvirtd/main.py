@@ -12,9 +12,6 @@ from mcvirt import __version__
 from mcvirt.errors import EXIT_FAILED, McvirtError
 from mcvirtd.settings import DEFAULT_PATH, Settings
 
-SWITCH_AFTER = 0.0005
-"""Seconds; Python's own choice is ten times as long."""
-
 
 def main(argv: list[str] | None = None) -> int:
     """Run the daemon, or check the settings and the machine; returns the exit status."""
@@ -51,8 +48,6 @@ def _run(path: Path, *, simulate: bool) -> int:
     _log(found)
     from mcvirtd.daemon import Daemon
 
-    # How long a thread that computes keeps one waiting that only passes on what a guest sends while it stands still.
-    sys.setswitchinterval(SWITCH_AFTER)
     return Daemon(found, simulate=simulate).run()
 
 
