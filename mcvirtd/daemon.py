@@ -175,6 +175,7 @@ class Daemon:
             presence=presence,
             state_directory=settings.paths.state,
             run_directory=settings.paths.run,
+            rate=settings.drbd.resync_rate,
             backends=backends,
             hypervisor=hypervisor,
         )

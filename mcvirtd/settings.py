@@ -79,6 +79,12 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True):
     idle_connection: int = 600
 
 
+class Drbd(msgspec.Struct, frozen=True, kw_only=True):
+    """What verifying and copying replicated disks may take in a second, at most, in bytes."""
+
+    resync_rate: int = 200 * MIB
+
+
 class Keep(msgspec.Struct, frozen=True, kw_only=True):
     """For how long finished things are kept."""
 
@@ -95,6 +101,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     libvirt: Libvirt = Libvirt()
     session: SessionLimits = SessionLimits()
     limits: Limits = Limits()
+    drbd: Drbd = Drbd()
     tasks: Keep = Keep(keep=TASKS_KEEP)
     audit: Keep = Keep(keep=AUDIT_KEEP)
 
@@ -154,6 +161,7 @@ def parse(
         libvirt=Libvirt(**values.get("libvirt", {})),
         session=SessionLimits(**values.get("session", {})),
         limits=Limits(**values.get("limits", {})),
+        drbd=Drbd(**values.get("drbd", {})),
         tasks=Keep(**{"keep": TASKS_KEEP, **values.get("tasks", {})}),
         audit=Keep(**{"keep": AUDIT_KEEP, **values.get("audit", {})}),
     )
@@ -328,6 +336,7 @@ _READERS: dict[str, Callable[[Any], Any]] = {
     "limits.message_size": _size(2 * MIB, 1024 * MIB),
     "limits.handshake_timeout": _seconds("1s", "5m"),
     "limits.idle_connection": _seconds("10s", "1d"),
+    "drbd.resync_rate": _size(MIB, 4095 * MIB),  # the kernel takes no more
     "tasks.keep": _seconds("1d", "3650d"),
     "audit.keep": _seconds("1d", "36500d"),
 }

@@ -12,7 +12,7 @@ import msgspec
 
 from mcvirt import names
 from mcvirt.errors import BadArgument
-from mcvirt.units import MIB
+from mcvirt.units import KIB, MIB
 
 DIRECTORY = "/etc/drbd.d"
 GLOBAL_COMMON = "/etc/drbd.d/global_common.conf"
@@ -36,6 +36,7 @@ _DEVICE = re.compile(r"/dev/[A-Za-z0-9_+.-]+(/[A-Za-z0-9_+.-]+)*", re.ASCII)
 _SECRET = re.compile(r"[A-Za-z0-9]{16,64}", re.ASCII)
 _MINOR = re.compile(r"\bdevice\s+minor\s+([0-9]{1,7});", re.ASCII)
 _SHOWN_ADDRESS = re.compile(r"\baddress\s+(ipv[46])\s+([^\s;]+);", re.ASCII)
+_MOST_RATE = re.compile(r"\bc-max-rate\s+([0-9]{1,9})k;", re.ASCII)
 _ALGORITHM = re.compile(r"[a-z0-9][a-z0-9_()-]{0,62}", re.ASCII)
 _PATH = re.compile(r"/[A-Za-z0-9_+./-]+", re.ASCII)
 
@@ -152,6 +153,12 @@ def parse_handle(text: str) -> Handle | None:
 def parse_addresses(text: str) -> frozenset[str]:
     """Those that the kernel uses, by what ``drbdsetup show`` says; none while it is cut off."""
     return frozenset(" ".join(words) for words in _SHOWN_ADDRESS.findall(text))
+
+
+def parse_most_rate(text: str) -> int | None:
+    """The rate that a file as below says, in bytes a second; None if it says none."""
+    found = _MOST_RATE.search(text)
+    return int(found[1]) * KIB if found else None
 
 
 def global_common_text(common: Common) -> str:

@@ -17,7 +17,7 @@ from typing import Protocol
 from mcvirt.errors import CommandFailed, McvirtError
 from mcvirt.types.drbd import ResourceState
 from mcvirt.types.peer import DrbdOutlook
-from mcvirtd.drbd.config import Common, Resource, resource_name
+from mcvirtd.drbd.config import MOST_RATE, Common, Resource, resource_name
 from mcvirtd.drbd.doorbell import Doorbell
 from mcvirtd.drbd.fencing import Fenced, Fencing, Other
 from mcvirtd.drbd.reader import Reader, Source
@@ -47,6 +47,8 @@ class Verbs(Protocol):
     def resource_files(self) -> tuple[str, ...]: ...
     def has_volumes(self, name: str) -> bool: ...
     def restore_common(self) -> None: ...
+    def most_rate(self) -> int | None: ...
+    def unlimit_rate(self, name: str) -> None: ...
     def faults(self, address: str | None) -> list[str]: ...
     def warnings(self) -> list[str]: ...
     def up(self, name: str) -> None: ...
@@ -56,7 +58,7 @@ class Verbs(Protocol):
 class DrbdHere:
     """*reader* and *spool* are for everyone. *told* hears all states whenever one has changed, and whether at once.
 
-    *in_use*: see Fencing.
+    *in_use*: see Fencing. *rate* is what verifying and copying may take, in bytes a second.
     """
 
     def __init__(
@@ -67,6 +69,7 @@ class DrbdHere:
         state_directory: Path,
         run_directory: Path,
         prefix: Path,
+        rate: int = MOST_RATE,
         other: Other,
         told: Callable[[Mapping[str, ResourceState], bool], None] = lambda states, at_once: None,  # noqa: ARG005
         verbs: Verbs | None = None,
@@ -78,7 +81,7 @@ class DrbdHere:
         self.verbs: Verbs = verbs if verbs is not None else _KERNEL
         self.spool = Spool(state_directory / "drbd")
         socket = run_directory / "drbd.sock"
-        self.common = common_of(prefix, self.spool.directory, socket)
+        self.common = common_of(prefix, self.spool.directory, socket, rate)
         source: Source = self.verbs.events
         self.reader = Reader(source, split=self.spool.splits)
         self._fencing = Fencing(
@@ -93,6 +96,7 @@ class DrbdHere:
         self._faults: dict[str, str] = {}
         self._seen: set[str] = set()
         self._settled = False
+        self._rate_is_new = False
         self.spool.hear(self._on_handler)
         self.reader.subscribe(self._on_event)
         store.subscribe(self._on_change)
@@ -125,6 +129,8 @@ class DrbdHere:
         with self._lock:
             if not self.enabled or self._stopping.is_set():
                 return
+            if not self._begun:  # what runs has what was written before
+                self._rate_is_new = self.verbs.most_rate() not in (None, self.common.most_rate)
             self._keep_common()
             if self._begun:
                 return
@@ -213,9 +219,19 @@ class DrbdHere:
             if name not in wanted or len(wanted[name].nodes) < 2:  # there is no other side any more
                 self.spool.joined(name)
                 self.reader.joined(name)
+        if self._rate_is_new:
+            self._rate_is_new = False
+            for name in wanted:
+                self._apply_rate(name)
         self._settled = True
         self._faults = {name: why for name, why in self._faults.items() if name in due}
         self._clear_files()
+
+    def _apply_rate(self, name: str) -> None:
+        try:
+            self.verbs.unlimit_rate(name)
+        except McvirtError as error:
+            log.warning("DRBD resource %s has the rate that it had until it is brought up again: %s", name, error)
 
     def _clear_files(self) -> None:
         """Remove the files of hard drives that are gone: this node may have begun to bring one up as it went.
@@ -335,6 +351,8 @@ class _Kernel:
     up = staticmethod(host_drbd.up)
     outdate = staticmethod(host_drbd.outdate)
     restore_common = staticmethod(host_drbd.restore_common)
+    most_rate = staticmethod(host_drbd.most_rate)
+    unlimit_rate = staticmethod(host_drbd.unlimit_rate)
     faults = staticmethod(host_drbd.faults)
 
     @staticmethod

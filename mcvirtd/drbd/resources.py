@@ -106,6 +106,6 @@ def handler_program(prefix: Path) -> str:
     return str(home / "bin" / "mcvirt-drbd-handler")
 
 
-def common_of(prefix: Path, spool: Path, socket: Path) -> Common:
-    """What all resources on this node have in common; *prefix* is where mcvirtd is installed."""
-    return Common(handler=f"{handler_program(prefix)}", spool=str(spool), socket=str(socket))
+def common_of(prefix: Path, spool: Path, socket: Path, rate: int) -> Common:
+    """What all resources on this node have in common; *prefix* is where mcvirtd is installed, *rate* in bytes/s."""
+    return Common(handler=f"{handler_program(prefix)}", spool=str(spool), socket=str(socket), most_rate=rate)

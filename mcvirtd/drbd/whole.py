@@ -68,6 +68,7 @@ class Drbd:
         presence: Presence,
         state_directory: Path,
         run_directory: Path,
+        rate: int,
         backends: Nodes,
         hypervisor: MovingVerbs,
     ) -> None:
@@ -79,6 +80,7 @@ class Drbd:
             node=node,
             state_directory=state_directory,
             run_directory=run_directory,
+            rate=rate,
             prefix=Path(sys.prefix),
             other=OutdatedElsewhere(presence.peers),
             told=lambda states, at_once: presence.live.note_resources(states, at_once=at_once),

@@ -137,6 +137,14 @@ def write_common(common: Common, path: Path = Path(config.GLOBAL_COMMON)) -> Pat
     return aside
 
 
+def most_rate(path: Path = Path(config.GLOBAL_COMMON)) -> int | None:
+    """How fast verifying and copying may be, as the file says, in bytes a second; None if it says nothing of it."""
+    try:
+        return config.parse_most_rate(path.read_text(errors="replace"))
+    except OSError:
+        return None
+
+
 def restore_common(path: Path = Path(config.GLOBAL_COMMON)) -> None:
     """Put back what was there before `write_common`; a file that is not ours is left alone."""
     aside = path.with_name(path.name + ASIDE)
@@ -217,7 +225,7 @@ def limit_rate(name: str, rate: int) -> None:
 def unlimit_rate(name: str) -> None:
     """Compare and copy as fast as the files say; nothing else is changed. Fine if the kernel has no such resource."""
     try:
-        limit_rate(name, config.MOST_RATE)
+        limit_rate(name, most_rate() or config.MOST_RATE)
     except CommandFailed:
         if is_up(name):
             raise

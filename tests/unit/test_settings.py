@@ -68,6 +68,8 @@ def test_each_key_can_be_set(tmp_path: Path) -> None:
         message_size = "64MiB"
         handshake_timeout = "3s"
         idle_connection = "2m"
+        [drbd]
+        resync_rate = "1GiB"
         [tasks]
         keep = "7d"
         [audit]
@@ -95,6 +97,7 @@ def test_each_key_can_be_set(tmp_path: Path) -> None:
         "limits.message_size": 64 * 1024**2,
         "limits.handshake_timeout": 3,
         "limits.idle_connection": 120,
+        "drbd.resync_rate": 1024**3,
         "tasks.keep": 7 * 86400,
         "audit.keep": 90 * 86400,
     }

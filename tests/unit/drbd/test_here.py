@@ -16,7 +16,7 @@ from mcvirt.types.drbd import ResourceState
 from mcvirt.types.storage import BackendType
 from mcvirt.types.vm import DiskDriver, StorageType
 from mcvirtd.drbd import fencing, handler
-from mcvirtd.drbd.config import Common, Resource
+from mcvirtd.drbd.config import MOST_RATE, Common, Resource
 from mcvirtd.drbd.fencing import Fenced
 from mcvirtd.drbd.here import DrbdHere
 from mcvirtd.drbd.resources import handler_program
@@ -48,6 +48,7 @@ class Kernel:
         self.common: Common | None = None
         self.resources: dict[str, Resource] = {}
         self.with_volumes: set[str] = set()
+        self.rate: int | None = None
         self.measured: Mapping[int, Progress] = {}
         self.said: list[str] = []
         self.changed = threading.Condition()
@@ -85,6 +86,12 @@ class Kernel:
 
     def restore_common(self) -> None:
         self._do("restore_common")
+
+    def most_rate(self) -> int | None:
+        return self.rate
+
+    def unlimit_rate(self, name: str) -> None:
+        self._do(f"unlimit_rate {name}")
 
     def write_resource(self, resource: Resource) -> None:
         self.resources[resource.name] = resource
@@ -239,6 +246,20 @@ def test_what_runs_is_adopted(world: World) -> None:
     assert state.both_good
     world.here.settle()
     assert world.kernel.done == ["write_common"] * len(world.kernel.done)
+
+
+@pytest.mark.parametrize(("before", "new"), [(None, False), (MOST_RATE, False), (MOST_RATE * 2, True)])
+def test_what_runs_gets_the_rate_of_the_settings_where_that_is_another(
+    world: World, before: int | None, new: bool
+) -> None:
+    world.kernel.rate = before
+    world.enable()
+    world.kernel.say(*up(*CONNECTED))
+    world.here.start()
+    world.here.reader.wait(NAME, lambda state: state is not None, SOON)
+    settled(world)
+    assert world.kernel.common is not None and world.kernel.common.most_rate == MOST_RATE
+    assert world.kernel.done.count(f"unlimit_rate {NAME}") == new
 
 
 def settled(world: World) -> None:

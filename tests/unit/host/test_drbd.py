@@ -216,8 +216,16 @@ def test_a_resource_is_asked_of_the_kernel_itself(monkeypatch: pytest.MonkeyPatc
         drbd.state("mcvirt-hd-1")
 
 
-def test_a_rate_is_set_back_and_nothing_else(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_rate_is_set_back_and_nothing_else(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    path = tmp_path / "global_common.conf"
+    assert drbd.most_rate(path) is None
+    drbd.write_common(Common(most_rate=1024**3), path)
+    assert drbd.most_rate(path) == 1024**3
+    monkeypatch.setattr(drbd, "most_rate", lambda: 1024**3)
     done = kernel_says(monkeypatch, {})
+    drbd.unlimit_rate("mcvirt-hd-1")
+    assert done.pop() == ["drbdadm", "disk-options", "--c-max-rate=1048576k", "--resync-rate=1048576k", "mcvirt-hd-1"]
+    monkeypatch.setattr(drbd, "most_rate", lambda: None)
     drbd.unlimit_rate("mcvirt-hd-1")
     assert done == [
         ["drbdadm", "disk-options", "--c-max-rate=204800k", "--resync-rate=204800k", "mcvirt-hd-1"],
