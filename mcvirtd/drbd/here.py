@@ -216,7 +216,8 @@ class DrbdHere:
         with ThreadPoolExecutor(UP_AT_ONCE, thread_name_prefix="drbd-up") as pool:
             list(pool.map(lambda name: self._bring_up(name, wanted[name]), down))
         for name in self._split_here():
-            if name not in wanted or len(wanted[name].nodes) < 2:  # there is no other side any more
+            gone = name not in wanted and self.reader.state(name) is None
+            if gone or (name in wanted and len(wanted[name].nodes) < 2):  # there is no other side any more
                 self.spool.joined(name)
                 self.reader.joined(name)
         if self._rate_is_new:

@@ -643,6 +643,10 @@ def test_a_split_goes_with_the_hard_drive(alone_here: World) -> None:
     with alone_here.store.change() as change:
         change.delete(DiskRecord, DISK)
     alone_here.here.settle()
+    assert list(alone_here.here.spool.splits()) == [NAME], "the kernel has it still"
+    alone_here.kernel.say(f"destroy resource name:{NAME}")
+    alone_here.here.reader.wait(NAME, lambda state: state is None, SOON)
+    alone_here.here.settle()
     assert list(alone_here.here.spool.splits()) == []
 
 
