@@ -55,10 +55,16 @@ def parse(line: str) -> Event | None:
 
 
 class Picture:
-    """All resources, as the events so far tell; `state` is one of them, None if there is none of that name."""
+    """All resources, as the events so far tell; `state` is one of them, None if there is none of that name.
+
+    A line tells what differs from what the same program told of the same object before, whatever its verb. Until all
+    that exists was told, its lines are from the moment in which the program began, and come between news.
+    """
 
     def __init__(self) -> None:
         self._facts: dict[str, dict[str, dict[str, str]]] = {}
+        self._told: dict[tuple[str, str], dict[str, str]] = {}
+        self._in_the_news: set[tuple[str, str]] = set()
         self._split: set[str] = set()
         self.complete = False
 
@@ -71,18 +77,28 @@ class Picture:
             if event.verb == "call" and event.helper == "split-brain":
                 self._split.add(event.resource)
             return event.resource
-        facts = self._facts.setdefault(event.resource, {})
-        if event.verb != "destroy":
-            # What a connection said of the time before it was made again does not count.
-            before = {} if event.verb in ("exists", "create") else facts.get(event.kind, {})
-            facts[event.kind] = {**before, **event.fields}
-            if event.kind == "peer-device" and facts[event.kind].get("replication", "Off") != "Off":
-                self._split.discard(event.resource)  # they have taken each other's data
+        key = event.resource, event.kind
+        if event.verb == "destroy":
+            self._told.pop(key, None)
+            self._in_the_news.add(key)
+            self._destroyed(event)
             return event.resource
-        facts.pop(event.kind, None)
-        if event.kind == "resource":
-            del self._facts[event.resource]  # but if it comes again, its sides are as split as they were
+        told = self._told[key] = {**self._told.get(key, {}), **event.fields}
+        if event.verb != "exists":
+            self._in_the_news.add(key)
+        elif key in self._in_the_news:
+            return event.resource  # it is older than that
+        self._facts.setdefault(event.resource, {})[event.kind] = told
+        if event.kind == "peer-device" and told.get("replication", "Off") != "Off":
+            self._split.discard(event.resource)  # they have taken each other's data
         return event.resource
+
+    def _destroyed(self, event: Event) -> None:
+        if event.kind == "resource":
+            # If it comes again, its sides are as split as they were.
+            self._facts.pop(event.resource, None)
+        else:
+            self._facts.get(event.resource, {}).pop(event.kind, None)
 
     def split(self, resource: str) -> None:
         """Know, from elsewhere, that the resource's sides have refused each other's data."""

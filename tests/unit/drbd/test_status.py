@@ -106,6 +106,61 @@ def test_a_new_connection_knows_nothing_of_the_one_before() -> None:
     assert state == ResourceState(name=NAME, role="Primary")
 
 
+def told(*lines: str) -> ResourceState | None:
+    """What a resource is after the lines of a program that has just begun."""
+    picture = Picture()
+    for line in lines:
+        event = parse(line)
+        assert event is not None
+        picture.apply(event)
+    return picture.state(NAME)
+
+
+def test_what_existed_when_the_program_began_does_not_undo_the_news_that_came_before_it() -> None:
+    """drbdsetup joins the kernel's group first and asks what exists then: its answers come one by one, with news
+    between them, and each line has only what differs from the line before about the same thing."""
+    begun = (
+        f"exists resource name:{NAME} role:Secondary suspended:no",
+        f"change connection name:{NAME} connection:Connected role:Secondary congested:no",
+        f"change peer-device name:{NAME} volume:0 replication:Established peer-disk:Inconsistent out-of-sync:64",
+        f"exists connection name:{NAME}",
+        f"exists device name:{NAME} volume:0 minor:7 disk:Inconsistent size:64",
+    )
+    met = ResourceState(
+        name=NAME,
+        minor=7,
+        role="Secondary",
+        peer_role="Secondary",
+        connection="Connected",
+        replication="Established",
+        disk="Inconsistent",
+        peer_disk="Inconsistent",
+        size=64 * 1024,
+        out_of_sync=64 * 1024,
+    )
+    assert told(*begun, f"exists peer-device name:{NAME} volume:0", "exists -") == met
+    stale = f"exists peer-device name:{NAME} volume:0 replication:Off peer-disk:DUnknown"
+    assert told(*begun, stale, "exists -") == met
+    news = f"change peer-device name:{NAME} volume:0 replication:VerifyS"
+    after = told(*begun, stale, "exists -", news)
+    assert after is not None
+    # The program compares with what it wrote last, and does not write what is as it was in that.
+    assert (after.replication, after.peer_disk) == ("VerifyS", "DUnknown")
+
+
+def test_what_has_gone_while_all_that_exists_was_told_does_not_come_back() -> None:
+    begun = (
+        f"exists resource name:{NAME} role:Secondary suspended:no",
+        f"destroy connection name:{NAME}",
+        f"exists connection name:{NAME} connection:Connected role:Secondary",
+    )
+    state = told(*begun, "exists -")
+    assert state is not None and state.connection == "StandAlone"
+    assert told(f"destroy resource name:{NAME}", *begun, "exists -") is None
+    made = told(*begun, "exists -", f"create connection name:{NAME} role:Unknown")
+    assert made is not None and (made.connection, made.peer_role) == ("Connected", "Unknown")
+
+
 def test_a_split_is_known_until_the_sides_take_each_other_again() -> None:
     picture = Picture()
 
