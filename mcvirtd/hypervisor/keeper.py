@@ -13,6 +13,7 @@ from mcvirt.errors import LibvirtUnreachable
 from mcvirtd.hypervisor.console import Console
 from mcvirtd.hypervisor.pool import Lost, Pool
 from mcvirtd.hypervisor.states import DomainState, DomainStates, Predicate, Subscriber
+from mcvirtd.hypervisor.words import DEFINED, LEAVES
 
 log = logging.getLogger(__name__)
 
@@ -23,7 +24,7 @@ FIRST_REVIEW = 0.5
 LAST_REVIEW = 60.0
 # A guest stands still for a fraction of a second before it goes on elsewhere, and it all counts for those who use it:
 # nobody asks libvirtd meanwhile, and tells all nodes, that it does. Where it goes on, or ends, is an event of its own.
-LEAVES_WITHIN = 2.0
+STANDS_STILL_WITHIN = 2.0
 
 
 class Link:
@@ -197,6 +198,12 @@ class Keeper:
         with self._changed:
             link.touched[uuid] = min(due, link.touched.get(uuid, due))
             self._changed.notify_all()
+
+    def _heard(self, link: Link, uuid: str, event: int, detail: int) -> None:
+        """Have a domain of which libvirt told an event be read."""
+        state = self._states.get(uuid)
+        arrives = event == DEFINED and state is not None and state.active and not state.running
+        self._touch(link, uuid, STANDS_STILL_WITHIN if arrives or (event, detail) == LEAVES else 0.0)
 
     # --- what is there (from memory) --------------------------------------------------------------------------------
 

@@ -23,9 +23,9 @@ from mcvirtd.hypervisor.console import Console, console_on
 from mcvirtd.hypervisor.design import Accelerator
 from mcvirtd.hypervisor.devices import DeviceNews
 from mcvirtd.hypervisor.facts import DomainStats, HostFacts, stats_of, version_text
-from mcvirtd.hypervisor.keeper import LEAVES_WITHIN, Call, Keeper, Link
+from mcvirtd.hypervisor.keeper import Call, Keeper, Link
 from mcvirtd.hypervisor.pool import Lost, Pool
-from mcvirtd.hypervisor.words import LEAVES, known_state, sentence, state_of
+from mcvirtd.hypervisor.words import known_state, sentence, state_of
 from mcvirtd.hypervisor.xml import read
 
 log = logging.getLogger(__name__)
@@ -106,7 +106,7 @@ class Hypervisor(Keeper):
             self._note_lost(link, words.get(reason, "libvirtd closed the connection."))
 
         def happened(_conn: Any, domain: Any, event: int, detail: int, _opaque: Any) -> None:
-            self._touch(link, domain.UUIDString(), LEAVES_WITHIN if (event, detail) == LEAVES else 0.0)
+            self._heard(link, domain.UUIDString(), event, detail)
             if event == libvirt.VIR_DOMAIN_EVENT_STOPPED:
                 self._devices.note(domain.UUIDString())
 

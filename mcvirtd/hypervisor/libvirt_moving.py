@@ -16,7 +16,7 @@ import libvirt
 from mcvirt.errors import DomainMissing, LibvirtFailed
 from mcvirtd.hypervisor.keeper import Link
 from mcvirtd.hypervisor.libvirt import Hypervisor
-from mcvirtd.hypervisor.moving import JobProgress, JobResult, Journey, Route
+from mcvirtd.hypervisor.moving import BRIEF_DOWNTIME, USUAL_DOWNTIME, JobProgress, JobResult, Journey, Route
 from mcvirtd.hypervisor.states import DomainState
 from mcvirtd.hypervisor.words import state_of
 from mcvirtd.hypervisor.xml.travel import guests_user
@@ -88,8 +88,14 @@ class MovingHypervisor(Hypervisor):
             # No keep-alive: when the other node falls silent in the last moment, we decide what follows.
             there = libvirt.open(f"qemu+unix:///system?socket={route.libvirt}")
             try:
+                if journey.max_downtime is None:
+                    domain.migrateSetMaxDowntime(BRIEF_DOWNTIME)
                 moved = domain.migrate3(there, params, flags)
                 return _result(moved)
+            except libvirt.libvirtError:
+                with suppress(libvirt.libvirtError):  # what stays is as any other
+                    domain.migrateSetMaxDowntime(USUAL_DOWNTIME)
+                raise
             finally:
                 with suppress(libvirt.libvirtError):
                     there.close()

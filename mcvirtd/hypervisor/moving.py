@@ -10,6 +10,10 @@ import msgspec
 from mcvirtd.hypervisor.states import DomainState
 from mcvirtd.hypervisor.verbs import HypervisorVerbs
 
+USUAL_DOWNTIME = 300
+"""Milliseconds: how long QEMU lets a guest stand still in the end, as far as it can tell before; its own default."""
+BRIEF_DOWNTIME = 50
+
 
 class Route(msgspec.Struct, frozen=True, kw_only=True):
     """Unix sockets of this node that lead to the other: to its libvirt, its QEMU's memory, and its QEMU's disks.
@@ -26,7 +30,8 @@ class Journey(msgspec.Struct, frozen=True, kw_only=True):
     """How a domain is sent: *xml* is what it is to be there, *copied* are the names (vda) of disks whose data is sent.
 
     *checked*: the caller knows that the other disks are the same there, and libvirt need not look. *bandwidth* is in
-    MiB a second (libvirt knows no parts of them), *max_downtime* in milliseconds.
+    MiB a second (libvirt knows no parts of them), *max_downtime* in milliseconds: without it, the end begins with
+    BRIEF_DOWNTIME, and whoever watches may allow more (`set_max_downtime`).
     """
 
     xml: str

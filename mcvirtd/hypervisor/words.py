@@ -34,6 +34,8 @@ REASONS: dict[tuple[int, int], str] = {
 }
 LEAVES = (3, 1)
 """libvirt's event, and its detail, of a guest that stands still so that the last of it can be sent elsewhere."""
+DEFINED = 0
+"""libvirt's event of a domain that has got a new description for good, or its first one."""
 
 
 def state_of(domain: Any) -> DomainState:

@@ -4,6 +4,7 @@ when that is wanted, and decides when the other node falls silent in the last mo
 from __future__ import annotations
 
 import logging
+import math
 import threading
 import time
 from collections.abc import Callable
@@ -12,7 +13,7 @@ import msgspec
 
 from mcvirt.errors import DeadlinePassed, Failed, LibvirtFailed, McvirtError, NodeUnreachable, TaskCancelled
 from mcvirt.types.arrival import Whereabouts
-from mcvirtd.hypervisor.moving import JobResult, Journey, MovingVerbs
+from mcvirtd.hypervisor.moving import BRIEF_DOWNTIME, USUAL_DOWNTIME, JobProgress, JobResult, Journey, MovingVerbs
 from mcvirtd.migration.disks import Ask
 from mcvirtd.migration.settling import ABANDON_WITHIN
 from mcvirtd.migration.ticket import Ticket
@@ -23,6 +24,8 @@ log = logging.getLogger(__name__)
 _LOOK_EVERY = 0.2
 # Each time libvirt asks QEMU, which has other things to do.
 _MEASURE_EVERY = 1.0
+# A guest that is at rest is through after one or two rounds; from the next on it is allowed to stand still for longer.
+_LONGER_FROM_ROUND = 3
 # How long libvirt may take to end a migration before the connections that it needs are taken away.
 _ENDS_WITHIN = 10.0
 
@@ -56,13 +59,14 @@ class Sending:
         self._failure: McvirtError | None = None
         self._reason: McvirtError | None = None  # why we ended it
         self._since = 0.0  # when
-        self._limited = False
-        self._measured = 0.0
+        self._limit = 0  # the downtime that was asked for last, in milliseconds
+        self._measured = -math.inf
 
     def run(self, journey: Journey, size: int) -> JobResult:
         """Send the guest, about *size* bytes. Raises what kept it from arriving, as far as is known."""
         worker = threading.Thread(target=self._send, args=(journey,), name=f"send-{self._ticket.name}", daemon=True)
         began = time.monotonic()
+        self._limit = 0 if journey.max_downtime is not None else BRIEF_DOWNTIME
         with step(f"Sending memory and disks to node {self._ticket.target}", total=size, unit="B") as progress:
             worker.start()
             while not self._over.wait(_LOOK_EVERY):
@@ -119,16 +123,24 @@ class Sending:
             # libvirt still prepares, which may take long, and there is no job to measure.
             self._measured = time.monotonic()
             return
-        now, waits = time.monotonic(), journey.max_downtime is not None and not self._limited
+        now, waits = time.monotonic(), not self._limit
         if now - self._measured < _MEASURE_EVERY and not waits:
             return
         job, self._measured = self._hypervisor.job(self._ticket.uuid), now
         if job is None:
             return
-        if journey.max_downtime is not None and not self._limited:
-            self._hypervisor.set_max_downtime(self._ticket.uuid, journey.max_downtime)
-            self._limited = True
+        limit = self._wanted_limit(journey, job)
+        if limit != self._limit:
+            self._hypervisor.set_max_downtime(self._ticket.uuid, limit)
+            self._limit = limit
         progress.at(max(0, size - job.remaining) if job.total else 0)
+
+    def _wanted_limit(self, journey: Journey, job: JobProgress) -> int:
+        """What is asked for; else as little as is enough for this guest, and never more than QEMU itself would take."""
+        if journey.max_downtime is not None:
+            return journey.max_downtime
+        longer = 2 if job.round_ >= _LONGER_FROM_ROUND else 1
+        return min(USUAL_DOWNTIME, longer * self._limit)
 
     def _end(self, reason: McvirtError) -> None:
         """From now on it is to end, for the first *reason* there is."""

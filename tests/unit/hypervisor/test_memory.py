@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable
 
 import msgspec
@@ -196,6 +197,22 @@ def test_a_guest_that_leaves_is_looked_at_when_it_has_left() -> None:
     keeper.close()
 
 
+def test_a_guest_that_arrives_is_looked_at_when_it_goes_on() -> None:
+    keeper = _Flaky()
+    keeper.failures = 0
+    assert keeper.connect(10)
+    link = keeper._live()
+    keeper._states.put("comes", msgspec.structs.replace(ONE, uuid="comes", condition="paused", id=7))
+    keeper._heard(link, "comes", words.DEFINED, 0)
+    assert link.touched["comes"] > time.monotonic() + 1
+    keeper._heard(link, "new", words.DEFINED, 0)
+    assert keeper.wait_for("new", lambda state: state is not None, 10)
+    assert keeper.state("comes") is not None and keeper.state("comes").condition == "paused"  # type: ignore[union-attr]
+    keeper._heard(link, "comes", 4, 1)  # resumed
+    assert keeper.wait_for("comes", lambda state: state is not None and state.condition == ONE.condition, 1.5)
+    keeper.close()
+
+
 def test_what_no_event_tells_is_found_by_review(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("mcvirtd.hypervisor.keeper.FIRST_REVIEW", 0.01)
     keeper = _Flaky()
@@ -306,6 +323,7 @@ def test_the_words_stand_for_libvirts_numbers() -> None:
         for name, word in reasons.items()
     } == words.REASONS
     assert words.LEAVES == (libvirt.VIR_DOMAIN_EVENT_SUSPENDED, libvirt.VIR_DOMAIN_EVENT_SUSPENDED_MIGRATED)
+    assert libvirt.VIR_DOMAIN_EVENT_DEFINED == words.DEFINED
 
 
 def test_the_processor_is_asked_for_whole_words() -> None:

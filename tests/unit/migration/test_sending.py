@@ -235,3 +235,18 @@ def test_the_downtime_is_limited_once_there_is_a_job(rig: Rig, task: Task, monke
     rig.job = job  # type: ignore[method-assign]
     assert isinstance(rig.run(task, max_downtime=80), LibvirtFailed)
     assert rig.limits == [80] and rig.measured_at == [1, 2, 3, 4, 5]
+
+
+def test_without_a_limit_the_downtime_grows_only_as_long_as_the_guest_is_not_through(
+    rig: Rig, task: Task, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sending, "_MEASURE_EVERY", 0.0)
+    rig.last_look = 20
+
+    def job(_: str) -> JobProgress | None:
+        rig.measured_at.append(rig.looks)
+        return JobProgress(total=1, remaining=1, round_=rig.looks // 5)
+
+    rig.job = job  # type: ignore[method-assign]
+    assert isinstance(rig.run(task), LibvirtFailed)
+    assert rig.limits == [100, 200, 300]
