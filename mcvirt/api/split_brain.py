@@ -33,7 +33,8 @@ class SplitBrainApi:
     def undo(self, name: str, disk: int | None = None) -> tuple[SplitInfo, ...]:
         """Go on with the data that was set aside, on a machine that is stopped; what it has now is set aside for it.
 
-        Nothing is begun before that was found to be possible for all hard drives.
+        Nothing is begun before that was found to be possible for all hard drives. Given again after it has failed, it
+        goes on with those that were not taken back.
         """
         raise NotImplementedError
 

@@ -139,13 +139,28 @@ class SplitBrain(SplitBrainApi):
     def undo(self, name: str, disk: int | None = None) -> tuple[SplitInfo, ...]:
         """Go on with the data that was set aside."""
         found = self._with_undo(name, disk)
+        # Given again after it has failed half-way, it is not to swap back what it has finished.
+        found = [(each, record) for each, record in found if record.wanted] or found
         asked = [("may_take_back", record.node, each) for each, record in found]
         copied = [(each, record.node) for each, record in found if not record.mixed]
         asked += [("may_set_aside", node, each) for each, loser in copied for node in each.nodes if node != loser]
         self._check(asked)
+        if not found[0][1].wanted:
+            self._want(name, found)
         for each, record in found:
             self._have("take_back", each, record.node)
         return self.show(name)
+
+    def _want(self, name: str, found: Sequence[tuple[DiskRecord, SplitUndoRecord]]) -> None:
+        """Of the machine these are to be taken back, and no others, whatever an earlier undo has left."""
+        wanted = {each.id: record for each, record in found}
+        with self._store.change() as change:
+            for each in self._of(name, None):
+                record = change.get(SplitUndoRecord, each.id)
+                if each.id in wanted and record != wanted[each.id]:
+                    raise Conflict(text=f"What was set aside of {named(each)} has changed meanwhile. Try again.")
+                if record is not None:
+                    change.edit(SplitUndoRecord, each.id, wanted=each.id in wanted)
 
     def forget(self, name: str, disk: int | None = None) -> tuple[SplitInfo, ...]:
         """Delete the data that was set aside."""

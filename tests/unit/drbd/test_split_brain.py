@@ -155,7 +155,7 @@ class World:
             if operation in self.answers:
                 raise self.answers[operation]
             return msgspec.Raw(b"null")
-        assert arguments == {"disk": DISK}
+        assert set(arguments) == {"disk"} and arguments["disk"] in IDS
         self.asked.append((node, operation))
         if operation in self.answers:
             raise self.answers[operation]
@@ -650,6 +650,73 @@ def test_forgetting_that_fails_promises_nothing_that_is_gone(world: World) -> No
     assert world.undo() is None and world.asides.kept == [DISK]
     world.asides.stuck = None
     assert world.journal.settle(task.id) == [] and world.asides.kept == []
+
+
+def half_undone(world: World, monkeypatch: pytest.MonkeyPatch) -> list[Path]:
+    """Of two disks the second could not be taken back; returns what is written to from then on."""
+    restored: list[Path] = []
+    monkeypatch.setattr(
+        split_brain.content, "restore", lambda source, target, length, progress: restored.append(source)
+    )
+
+    def fail_second() -> None:
+        if len(world.errands) == 2:
+            raise NodeUnreachable(node="n1", reason="it is off.")
+
+    world.second_disk()
+    world.put_kept(DISK, "n2")
+    world.put_kept(IDS[1], "n2")
+    world.asides.kept = [DISK, IDS[1]]
+    with monkeypatch.context() as failing:
+        failing.setattr(world, "ask_more", fail_second)
+        error(lambda: world.service.undo("web1"))
+    assert kept_on(world) == ["n1", "n2"] and len(restored) == 1
+    restored.clear()
+    world.errands.clear()
+    return restored
+
+
+def kept_on(world: World) -> list[str]:
+    records = [world.store.get(SplitUndoRecord, disk) for disk in IDS[:2]]
+    return [record.node for record in records if record is not None]
+
+
+def test_an_undo_that_failed_half_way_goes_on_where_it_was(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    restored = half_undone(world, monkeypatch)
+    act(lambda: world.service.undo("web1"))
+    assert kept_on(world) == ["n1", "n1"] and restored == [world.asides.path(disk_record(1))]
+    assert world.errands == [("n1", "split_brain.set_aside")]
+    world.errands.clear()
+    act(lambda: world.service.undo("web1"))  # nothing is left of it: this one takes back what that one has set aside
+    assert world.errands == [("n1", "split_brain.take_back")] * 2
+
+
+def test_an_undo_that_failed_half_way_can_be_gone_on_with_disk_by_disk(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    half_undone(world, monkeypatch)
+    monkeypatch.setattr(world, "ask_more", lambda: world.put_kept(DISK, "n2"))
+    act(lambda: world.service.undo("web1", 1))  # as it was before: the other one was never undone
+    assert world.errands == [("n1", "split_brain.take_back")]
+    monkeypatch.undo()
+    monkeypatch.setattr(split_brain.content, "restore", lambda source, target, length, progress: None)
+    world.asides.kept = [DISK, IDS[1]]
+    world.errands.clear()
+    act(lambda: world.service.undo("web1"))
+    assert kept_on(world) == ["n1", "n1"] and len(world.errands) == 2
+
+
+def test_what_another_has_taken_back_meanwhile_is_not_taken_back_again(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    half_undone(world, monkeypatch)
+    world.put_kept(DISK, "n2")
+    world.put_kept(IDS[1], "n2")
+    world.asides.kept = [DISK, IDS[1]]
+    monkeypatch.setattr(world.asides, "check_room", lambda disks: world.put_kept(DISK, "n1"))
+    assert "meanwhile" in str(error(lambda: world.service.undo("web1")))
+    records = [world.store.get(SplitUndoRecord, disk) for disk in IDS[:2]]
+    assert world.errands == [] and not any(record.wanted for record in records if record is not None)
 
 
 def test_what_is_gone_is_not_taken_back(world: World) -> None:
