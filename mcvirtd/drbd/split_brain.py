@@ -23,7 +23,7 @@ from mcvirtd.auth.caller import current_caller
 from mcvirtd.drbd.config import resource_name
 from mcvirtd.drbd.discarding import Discarding
 from mcvirtd.drbd.reader import Reader, describe
-from mcvirtd.drbd.split_checks import SplitChecks, check_same
+from mcvirtd.drbd.split_checks import SplitChecks, check_same, no_other_side, no_undo
 from mcvirtd.drbd.split_sides import Ask, Kept, Kernel, equal, written
 from mcvirtd.drbd.verification_service import Errands
 from mcvirtd.drbd.verifying import known_state, named
@@ -122,11 +122,13 @@ class SplitBrain(SplitBrainApi):
 
     def resolve(self, name: str, keep: str, disk: int | None = None) -> tuple[SplitInfo, ...]:
         """Go on with the data of the node *keep*."""
-        split = [each for each in self._of(name, disk) if self.checks.is_split(each)]
+        disks = self._of(name, disk)
+        split = [each for each in disks if len(each.nodes) > 1 and self.checks.is_split(each)]
         if not split:
-            raise Conflict(text=f"No hard drive of virtual machine '{name}' is split.")
+            alone = [f" {named(each)}: {no_other_side(each)}" for each in disks if len(each.nodes) < 2]
+            raise Conflict(text=f"No hard drive of virtual machine '{name}' is split.{''.join(alone)}")
         for each in split:
-            if keep not in each.nodes or len(each.nodes) < 2:
+            if keep not in each.nodes:
                 why = f"{named(each)} is on {' and '.join(each.nodes)}."
                 raise BadArgument(what=f"node '{names.printable(keep)}'", why=why)
         losing = [(each, next(node for node in each.nodes if node != keep)) for each in split]
@@ -141,6 +143,11 @@ class SplitBrain(SplitBrainApi):
         found = self._with_undo(name, disk)
         # Given again after it has failed half-way, it is not to swap back what it has finished.
         found = [(each, record) for each, record in found if record.wanted] or found
+        reasons = Reasons()
+        for each, _ in found:
+            if len(each.nodes) < 2:
+                reasons.add(Conflict(text=f"The earlier data of {named(each)} can't be taken back: {no_undo(each)}"))
+        reasons.raise_all()
         asked = [("may_take_back", record.node, each) for each, record in found]
         copied = [(each, record.node) for each, record in found if not record.mixed]
         asked += [("may_set_aside", node, each) for each, loser in copied for node in each.nodes if node != loser]
@@ -165,8 +172,22 @@ class SplitBrain(SplitBrainApi):
     def forget(self, name: str, disk: int | None = None) -> tuple[SplitInfo, ...]:
         """Delete the data that was set aside."""
         for each, record in self._with_undo(name, disk):
-            self._have("drop", each, record.node)
+            if record.node in each.nodes:
+                self._have("drop", each, record.node)
+            else:
+                self._forget_gone(each, record)
         return self.show(name)
+
+    def _forget_gone(self, disk: DiskRecord, undo: SplitUndoRecord) -> None:
+        """What was set aside went with its node, which was removed."""
+        if undo.mixed:
+            raise Conflict(
+                text=f"{named(disk)} is of two pasts: it was being taken back, and the rest was on node '{undo.node}', "
+                "which was removed. It can be deleted, or used all the same with --ignore-drbd."
+            )
+        with self._store.change() as change:
+            if change.get(SplitUndoRecord, disk.id) == undo:
+                change.delete(SplitUndoRecord, disk.id)
 
     def _check(self, asked: Sequence[tuple[str, str, DiskRecord]]) -> None:
         """Raise all that the nodes have against it, *asked* as operation, node and hard drive; nothing is changed."""

@@ -470,6 +470,50 @@ def test_what_is_not_split_or_not_there_is_refused(world: World) -> None:
     assert isinstance(error(lambda: world.service.resolve("web1", "n3")), BadArgument)
 
 
+def lonely(world: World, disk: str = DISK) -> World:
+    """The node that had its other side was removed."""
+    with world.store.change() as change:
+        change.edit(DiskRecord, disk, nodes=("n2",))
+    return world
+
+
+@pytest.mark.parametrize("keep", ["n1", "n2"])
+def test_of_a_hard_drive_with_one_side_it_is_said_that_there_is_no_other(world: World, keep: str) -> None:
+    raised = error(lambda: lonely(world.split()).service.resolve("web1", keep))
+    assert isinstance(raised, Conflict) and "No hard drive of virtual machine 'web1' is split." in str(raised)
+    assert "one side only, on node 'n2'" in str(raised) and "move --destination-node NODE web1" in str(raised)
+    given = str(error(lambda: world.service.give_way(DISK, "n2")))
+    assert "one side only, on node 'n2'" in given and "''" not in given
+    assert world.kernel.commands == []
+
+
+def test_a_hard_drive_with_one_side_keeps_no_other_from_being_resolved(world: World) -> None:
+    world.second_disk()
+    lonely(world.split().split(SECOND), IDS[1])
+    act(lambda: world.service.resolve("web1", "n1"))
+    assert world.kernel.commands == [f"connect {NAME} discarding"]
+
+
+@pytest.mark.parametrize("node", ["n1", "n2"])
+def test_of_one_side_what_was_set_aside_can_only_be_forgotten(world: World, node: str) -> None:
+    world.put_kept(DISK, node)
+    raised = str(error(lambda: lonely(world).service.undo("web1")))
+    assert "one side only, on node 'n2'" in raised and "split-brain forget web1" in raised
+    assert world.checked == [] and world.errands == []
+    act(lambda: world.service.forget("web1"))  # what a node had that was removed is nobody's any more
+    assert world.undo() is None and world.errands == []
+
+
+def test_what_is_of_two_pasts_stays_so_though_the_rest_is_gone(world: World) -> None:
+    world.put_kept(DISK, "n1")
+    with world.store.change() as change:
+        change.edit(SplitUndoRecord, DISK, taking=True, mixed=True)
+    raised = str(error(lambda: lonely(world).service.forget("web1")))
+    assert "two pasts" in raised and "'n1'" in raised
+    record = world.undo()
+    assert record is not None and record.taking
+
+
 def test_a_crash_while_it_copies_is_noted_when_it_is_done(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     world.split()
     monkeypatch.setattr(world.service.discarding, "run", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
