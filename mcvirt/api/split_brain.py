@@ -17,7 +17,10 @@ class SplitBrainApi:
 
     @remote(needs=Access.ANY_USER, reads=True)
     def show(self, name: str | None = None) -> tuple[SplitInfo, ...]:
-        """The hard drives that are split, or whose earlier data is kept; of all machines or of one."""
+        """The hard drives that are split, or whose earlier data is kept; of all machines or of one.
+
+        *name* may be the ID of a hard drive instead, here and in what follows, which no machine needs to have.
+        """
         raise NotImplementedError
 
     @remote(needs=Permission.MANAGE_DRBD, on=Vm("name"), task=True)

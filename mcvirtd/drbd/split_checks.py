@@ -129,17 +129,20 @@ class SplitChecks:
 
 def no_other_side(disk: DiskRecord) -> str:
     """That *disk* has one side, so that no split of it is to be resolved, and what to do, in a sentence."""
-    gives = remedy(disk, "move --destination-node NODE NAME", "gives it another one")
-    return f"it has one side only, on node '{disk.nodes[0]}': there is no other one to choose. {gives}"
+    return f"it has one side only, on node '{disk.nodes[0]}': there is no other one to choose. {_another(disk)}"
 
 
 def no_undo(disk: DiskRecord) -> str:
     """The same where what was set aside is asked for, in a sentence."""
     forgets = remedy(disk, "drbd split-brain forget NAME", "deletes what was set aside")
-    return (
-        f"it has one side only, on node '{disk.nodes[0]}', and data is taken back on both. {forgets} Then `mcvirt move "
-        f"--destination-node NODE {disk.vm or 'NAME'}` can give it another side."
-    )
+    one = f"it has one side only, on node '{disk.nodes[0]}', and data is taken back on both."
+    return f"{one} {forgets} {_another(disk)}"
+
+
+def _another(disk: DiskRecord) -> str:
+    """What gives the hard drive another side, in a sentence."""
+    first = f" after `mcvirt hard-drive attach {disk.id} NAME`" if disk.vm is None else ""
+    return f"`mcvirt move --destination-node NODE {disk.vm or 'NAME'}` can give it another side{first}."
 
 
 def check_same(disk: DiskRecord, now: DiskRecord | None) -> None:

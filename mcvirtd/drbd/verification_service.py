@@ -21,7 +21,6 @@ from mcvirt.errors import (
     SeveralReasons,
     TaskCancelled,
     VerificationFailed,
-    VmNotFound,
 )
 from mcvirt.types.task import TaskInfo
 from mcvirt.types.verification import Resynced, Verification, VerificationState, VerifySettings
@@ -31,7 +30,7 @@ from mcvirtd.drbd import schedule
 from mcvirtd.drbd.reader import Reader
 from mcvirtd.drbd.resyncing import Resync, source_of
 from mcvirtd.drbd.verifications import Verifications, shown
-from mcvirtd.drbd.verifying import SCHEDULE, Verifier, known_state, named, verify_many
+from mcvirtd.drbd.verifying import SCHEDULE, Verifier, known_state, named, replicated, verify_many
 from mcvirtd.state.records import DiskRecord, DrbdRecord, VerificationRecord, VmRecord
 from mcvirtd.state.store import Store
 from mcvirtd.tasks.engine import CLOSING
@@ -308,9 +307,7 @@ class VerificationService(VerificationApi):
         return record
 
     def _replicated(self, name: str) -> list[DiskRecord]:
-        if self._store.get(VmRecord, name) is None:
-            raise VmNotFound(name=names.printable(name))
-        disks = [disk for disk in self._disks() if disk.vm == name and disk.replica is not None]
+        disks = replicated(self._store, name)
         if not disks:
             raise Conflict(text=f"Virtual machine '{name}' has no replicated hard drive.")
         return disks

@@ -321,7 +321,7 @@ class TestAttached:
             change.put(VerificationRecord(disk=disk.id, failed=True, out_of_sync=8192))
         with pytest.raises(McvirtError) as refused:
             world.changes.attach(disk.id, "web1")
-        assert f"`mcvirt --ignore-drbd hard-drive attach {disk.id} NAME`" in str(refused.value)
+        assert f"`mcvirt resync {disk.id} --source-node NODE`" in str(refused.value)
         world.roles._heedless = lambda: True
         world.changes.attach(disk.id, "web1")
         world.roles._heedless = lambda: False

@@ -315,10 +315,45 @@ def test_of_a_hard_drive_that_no_machine_has_it_is_said_what_can_be_done(world: 
     with world.store.change() as change:
         change.edit(DiskRecord, DISK, vm=None, slot=None)
     said = str(error(lambda: world.service.give_way(DISK, "n2")))
-    assert "None" not in said and f"hard-drive attach {DISK} NAME" in said and "forget NAME" in said
+    assert "None" not in said and f"split-brain forget {DISK}" in said
     with world.store.change() as change:
         change.edit(SplitUndoRecord, DISK, taking=True)
-    assert f"hard-drive attach {DISK} NAME" in difference(world.store, msgspec.structs.replace(disk_record(0), vm=None))
+    assert f"resolve --undo {DISK}" in difference(world.store, msgspec.structs.replace(disk_record(0), vm=None))
+
+
+def test_a_hard_drive_that_no_machine_has_is_resolved_and_taken_back_by_its_id(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(split_brain.content, "restore", lambda source, target, length, progress: None)
+    world.second_disk()
+    world.split()
+    with world.store.change() as change:
+        change.edit(DiskRecord, DISK, vm=None, slot=None)
+    assert isinstance(error(lambda: world.service.resolve(DISK, "n3")), BadArgument)
+    act(lambda: world.service.resolve(DISK, "n1"))
+    assert world.asides.kept == [DISK]
+    world.other = ResourceState(name=NAME, connection="Connected")
+    assert [shown.disk for shown in world.service.show(DISK)] == [DISK]
+    assert str(error(lambda: world.service.resolve(DISK, "n1"))) == f"Hard drive {DISK} is not split."
+    act(lambda: world.service.undo(DISK))
+    record = world.undo()
+    assert record is not None and record.node == "n1"
+    assert str(error(lambda: world.service.undo(IDS[1]))) == f"Nothing was set aside of hard drive {IDS[1]}."
+    lonely(world)
+    said = str(error(lambda: world.service.undo(DISK)))
+    assert "None" not in said and f"hard-drive attach {DISK} NAME" in said and f"forget {DISK}" in said
+
+
+def test_an_undo_by_the_id_of_a_hard_drive_begins_anew_for_its_machine(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    half_undone(world, monkeypatch)
+    monkeypatch.setattr(world, "ask_more", lambda: world.put_kept(DISK, "n2"))
+    act(lambda: world.service.undo(DISK))
+    world.errands.clear()
+    world.asides.kept = [DISK, IDS[1]]
+    act(lambda: world.service.undo("web1"))
+    assert len(world.errands) == 2
 
 
 def first_chosen(world: World) -> None:
