@@ -17,7 +17,10 @@ class SplitBrainApi:
 
     @remote(needs=Access.ANY_USER, reads=True)
     def show(self, name: str | None = None) -> tuple[SplitInfo, ...]:
-        """The hard drives that are split, or whose earlier data is kept; of all machines or of one."""
+        """The hard drives that are split, or whose earlier data is kept; of all machines or of one.
+
+        *name* may be the ID of a hard drive instead, here and in what follows, which no machine needs to have.
+        """
         raise NotImplementedError
 
     @remote(needs=Permission.MANAGE_DRBD, on=Vm("name"), task=True)
@@ -33,7 +36,8 @@ class SplitBrainApi:
     def undo(self, name: str, disk: int | None = None) -> tuple[SplitInfo, ...]:
         """Go on with the data that was set aside, on a machine that is stopped; what it has now is set aside for it.
 
-        Nothing is begun before that was found to be possible for all hard drives.
+        Nothing is begun before that was found to be possible for all hard drives. Given again after it has failed, it
+        goes on with those that were not taken back.
         """
         raise NotImplementedError
 

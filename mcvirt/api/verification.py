@@ -20,6 +20,8 @@ class VerificationApi:
     def verify(self, name: str) -> tuple[Verification, ...]:
         """Verify all replicated hard drives of a virtual machine, running or not.
 
+        *name* may be the ID of a hard drive instead, here and in what follows, which no machine needs to have.
+
         Raises VerificationFailed at the end, with all that did not pass.
         """
         raise NotImplementedError

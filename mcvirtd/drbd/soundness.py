@@ -31,7 +31,6 @@ class Soundness:
     ) -> None:
         verifications = Verifications(store, journal, node)
         resync = Resync(kernel=drbd, reader=reader, verifications=verifications, journal=journal, locks=locks)
-        self._resync, self._node = resync, node
         self._watch = Watch(store=store, reader=reader, verifications=verifications)
         self.begin_due: Callable[[], object] = _nothing
         self.service = VerificationService(
@@ -52,8 +51,8 @@ class Soundness:
         )
 
     def level(self, disk: DiskRecord) -> None:
-        """Copy the blocks that the kernel knows to differ from this node to the other one; Conflict if none."""
-        self._resync.run(disk, self._node, full=False, failed=False)
+        """Make both sides equal where the kernels know them not to be; Conflict if they are."""
+        self.service.level(disk)
 
     def start(self) -> None:
         """Begin to watch."""

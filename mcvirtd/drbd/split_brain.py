@@ -16,17 +16,17 @@ import msgspec
 
 from mcvirt import names
 from mcvirt.api.split_brain import SplitBrainApi
-from mcvirt.errors import BadArgument, Conflict, McvirtError, NotFound, VmNotFound
+from mcvirt.errors import BadArgument, Conflict, McvirtError, NotFound
 from mcvirt.types.drbd import DrbdInfo
 from mcvirt.types.split_brain import SplitInfo, SplitSide, SplitUndo
 from mcvirtd.auth.caller import current_caller
 from mcvirtd.drbd.config import resource_name
 from mcvirtd.drbd.discarding import Discarding
 from mcvirtd.drbd.reader import Reader, describe
-from mcvirtd.drbd.split_checks import SplitChecks, check_same
+from mcvirtd.drbd.split_checks import SplitChecks, check_same, no_other_side, no_undo
 from mcvirtd.drbd.split_sides import Ask, Kept, Kernel, equal, written
 from mcvirtd.drbd.verification_service import Errands
-from mcvirtd.drbd.verifying import known_state, named
+from mcvirtd.drbd.verifying import known_state, named, replicated
 from mcvirtd.host import content
 from mcvirtd.reasons import Reasons
 from mcvirtd.state.records import DiskRecord, SplitUndoRecord, VmRecord
@@ -87,9 +87,7 @@ class SplitBrain(SplitBrainApi):
 
     def show(self, name: str | None = None) -> tuple[SplitInfo, ...]:
         """The hard drives that are split, or whose earlier data is kept."""
-        if name is not None:
-            self._machine(name)
-        disks = [disk for disk in self._disks() if name is None or disk.vm == name]
+        disks = self._of(name) if name is not None else self._disks()
         return tuple(info for disk in disks if (info := self._shown(disk)) is not None)
 
     def _shown(self, disk: DiskRecord) -> SplitInfo | None:
@@ -118,15 +116,18 @@ class SplitBrain(SplitBrainApi):
         except McvirtError:
             return None
 
-    # --- for all disks of a machine -----------------------------------------------------------------------------------
+    # --- for all disks of a machine, or one by its ID -----------------------------------------------------------------
 
     def resolve(self, name: str, keep: str, disk: int | None = None) -> tuple[SplitInfo, ...]:
         """Go on with the data of the node *keep*."""
-        split = [each for each in self._of(name, disk) if self.checks.is_split(each)]
+        disks = self._of(name, disk)
+        split = [each for each in disks if len(each.nodes) > 1 and self.checks.is_split(each)]
         if not split:
-            raise Conflict(text=f"No hard drive of virtual machine '{name}' is split.")
+            alone = [f" {named(each)}: {no_other_side(each)}" for each in disks if len(each.nodes) < 2]
+            which = "Hard drive {} is not" if self._is_id(name) else "No hard drive of virtual machine '{}' is"
+            raise Conflict(text=f"{which.format(name)} split.{''.join(alone)}")
         for each in split:
-            if keep not in each.nodes or len(each.nodes) < 2:
+            if keep not in each.nodes:
                 why = f"{named(each)} is on {' and '.join(each.nodes)}."
                 raise BadArgument(what=f"node '{names.printable(keep)}'", why=why)
         losing = [(each, next(node for node in each.nodes if node != keep)) for each in split]
@@ -139,19 +140,54 @@ class SplitBrain(SplitBrainApi):
     def undo(self, name: str, disk: int | None = None) -> tuple[SplitInfo, ...]:
         """Go on with the data that was set aside."""
         found = self._with_undo(name, disk)
+        # Given again after it has failed half-way, it is not to swap back what it has finished.
+        found = [(each, record) for each, record in found if record.wanted] or found
+        reasons = Reasons()
+        for each, _ in found:
+            if len(each.nodes) < 2:
+                reasons.add(Conflict(text=f"The earlier data of {named(each)} can't be taken back: {no_undo(each)}"))
+        reasons.raise_all()
         asked = [("may_take_back", record.node, each) for each, record in found]
         copied = [(each, record.node) for each, record in found if not record.mixed]
         asked += [("may_set_aside", node, each) for each, loser in copied for node in each.nodes if node != loser]
         self._check(asked)
+        if not found[0][1].wanted:
+            self._want(found)
         for each, record in found:
             self._have("take_back", each, record.node)
         return self.show(name)
 
+    def _want(self, found: Sequence[tuple[DiskRecord, SplitUndoRecord]]) -> None:
+        """Of the machine these are to be taken back, and no others, whatever an earlier undo has left."""
+        wanted = {each.id: record for each, record in found}
+        machines = {each.vm for each, _ in found} - {None}
+        with self._store.change() as change:
+            for each in (each for each in self._disks() if each.id in wanted or each.vm in machines):
+                record = change.get(SplitUndoRecord, each.id)
+                if each.id in wanted and record != wanted[each.id]:
+                    raise Conflict(text=f"What was set aside of {named(each)} has changed meanwhile. Try again.")
+                if record is not None:
+                    change.edit(SplitUndoRecord, each.id, wanted=each.id in wanted)
+
     def forget(self, name: str, disk: int | None = None) -> tuple[SplitInfo, ...]:
         """Delete the data that was set aside."""
         for each, record in self._with_undo(name, disk):
-            self._have("drop", each, record.node)
+            if record.node in each.nodes:
+                self._have("drop", each, record.node)
+            else:
+                self._forget_gone(each, record)
         return self.show(name)
+
+    def _forget_gone(self, disk: DiskRecord, undo: SplitUndoRecord) -> None:
+        """What was set aside went with its node, which was removed."""
+        if undo.mixed:
+            raise Conflict(
+                text=f"{named(disk)} is of two pasts: it was being taken back, and the rest was on node '{undo.node}', "
+                "which was removed. It can be deleted, or used all the same with --ignore-drbd."
+            )
+        with self._store.change() as change:
+            if change.get(SplitUndoRecord, disk.id) == undo:
+                change.delete(SplitUndoRecord, disk.id)
 
     def _check(self, asked: Sequence[tuple[str, str, DiskRecord]]) -> None:
         """Raise all that the nodes have against it, *asked* as operation, node and hard drive; nothing is changed."""
@@ -359,17 +395,16 @@ class SplitBrain(SplitBrainApi):
     def _other(self, disk: DiskRecord) -> str:
         return next((node for node in disk.nodes if node != self._node), "")
 
-    def _machine(self, name: str) -> None:
-        if self._store.get(VmRecord, name) is None:
-            raise VmNotFound(name=names.printable(name))
+    def _is_id(self, name: str) -> bool:
+        """Whether *name*, which is one of the two, is a hard drive's ID, and no virtual machine's name."""
+        return self._store.get(VmRecord, name) is None
 
     def _disks(self) -> Sequence[DiskRecord]:
         disks = [disk for disk in self._store.all(DiskRecord).values() if disk.replica is not None]
         return sorted(disks, key=lambda disk: (disk.vm or "", disk.slot or 0, disk.id))
 
-    def _of(self, name: str, slot: int | None) -> list[DiskRecord]:
-        self._machine(name)
-        found = [disk for disk in self._disks() if disk.vm == name and slot in (None, disk.slot)]
+    def _of(self, name: str, slot: int | None = None) -> list[DiskRecord]:
+        found = [disk for disk in replicated(self._store, name) if slot in (None, disk.slot)]
         if slot is not None and not found:
             raise NotFound(kind="replicated disk", name=str(slot), hint=f" `mcvirt info {name}` shows all.")
         return found
@@ -378,7 +413,8 @@ class SplitBrain(SplitBrainApi):
         disks = self._of(name, slot)
         found = [(disk, undo) for disk in disks if (undo := self._store.get(SplitUndoRecord, disk.id)) is not None]
         if not found:
-            raise Conflict(text=f"Nothing was set aside of the hard drives of virtual machine '{name}'.")
+            which = "hard drive {}" if self._is_id(name) else "the hard drives of virtual machine '{}'"
+            raise Conflict(text=f"Nothing was set aside of {which.format(name)}.")
         return found
 
     def _disk(self, disk: str, node: str) -> DiskRecord:

@@ -69,7 +69,9 @@ class SplitChecks:
         undo = self._store.get(SplitUndoRecord, disk.id)
         other = next((leg for leg in info.legs if leg.node != self._node), None) if info is not None else None
         why = ""
-        if state.connected or not (state.split_brain or self.is_split(disk)):
+        if len(disk.nodes) < 2:
+            why = no_other_side(disk)
+        elif state.connected or not (state.split_brain or self.is_split(disk)):
             why = "it is not split."
         elif state.role == "Primary":
             why = (
@@ -115,12 +117,32 @@ class SplitChecks:
         """Conflict unless nobody uses the hard drive, and both its sides are equal and at rest."""
         check_same(disk, self._store.get(DiskRecord, disk.id))
         state, why = known_state(self._reader, disk), ""
-        if "Primary" in (state.role, state.peer_role):
+        if len(disk.nodes) < 2:
+            why = no_undo(disk)
+        elif "Primary" in (state.role, state.peer_role):
             why = "its machine runs. Stop it first."
         elif not equal(state):
             why = describe(state)
         if why:
             raise Conflict(text=f"The earlier data of {named(disk)} can't be taken back: {why}")
+
+
+def no_other_side(disk: DiskRecord) -> str:
+    """That *disk* has one side, so that no split of it is to be resolved, and what to do, in a sentence."""
+    return f"it has one side only, on node '{disk.nodes[0]}': there is no other one to choose. {_another(disk)}"
+
+
+def no_undo(disk: DiskRecord) -> str:
+    """The same where what was set aside is asked for, in a sentence."""
+    forgets = remedy(disk, "drbd split-brain forget NAME", "deletes what was set aside")
+    one = f"it has one side only, on node '{disk.nodes[0]}', and data is taken back on both."
+    return f"{one} {forgets} {_another(disk)}"
+
+
+def _another(disk: DiskRecord) -> str:
+    """What gives the hard drive another side, in a sentence."""
+    first = f" after `mcvirt hard-drive attach {disk.id} NAME`" if disk.vm is None else ""
+    return f"`mcvirt move --destination-node NODE {disk.vm or 'NAME'}` can give it another side{first}."
 
 
 def check_same(disk: DiskRecord, now: DiskRecord | None) -> None:

@@ -21,17 +21,16 @@ from mcvirt.errors import (
     SeveralReasons,
     TaskCancelled,
     VerificationFailed,
-    VmNotFound,
 )
 from mcvirt.types.task import TaskInfo
 from mcvirt.types.verification import Resynced, Verification, VerificationState, VerifySettings
 from mcvirt.units import KIB, format_size
-from mcvirtd.auth.caller import current_caller
+from mcvirtd.auth.caller import SYSTEM, Caller, called_by, current_caller
 from mcvirtd.drbd import schedule
 from mcvirtd.drbd.reader import Reader
 from mcvirtd.drbd.resyncing import Resync, source_of
 from mcvirtd.drbd.verifications import Verifications, shown
-from mcvirtd.drbd.verifying import SCHEDULE, Verifier, known_state, named, verify_many
+from mcvirtd.drbd.verifying import SCHEDULE, Verifier, known_state, named, replicated, verify_many
 from mcvirtd.state.records import DiskRecord, DrbdRecord, VerificationRecord, VmRecord
 from mcvirtd.state.store import Store
 from mcvirtd.tasks.engine import CLOSING
@@ -259,6 +258,19 @@ class VerificationService(VerificationApi):
         failed = verified is not None and verified.failed
         return self._resync.run(record, self._node, full=full, failed=failed)
 
+    def level(self, disk: DiskRecord) -> None:
+        """Make both sides equal where the kernels know them not to be, and Conflict if they are.
+
+        From the node on which the machine runs, whichever has begun to grow the disk; if it does not, from this one.
+        """
+        state = known_state(self._reader, disk)
+        if state.peer_role != "Primary" or state.role == "Primary":
+            self._resync.run(disk, self._node, full=False, failed=False)
+            return
+        # The user who grew the disk may not repair disks, and may have gone.
+        with called_by(Caller(user=SYSTEM, root=True)):
+            self._copy(disk.id, source_of(disk, state, self._node), full=False)
+
     def _copy(self, disk: str, source: str, full: bool) -> Resynced:
         if source == self._node:
             return self.copy_from(disk, source, full)
@@ -295,9 +307,7 @@ class VerificationService(VerificationApi):
         return record
 
     def _replicated(self, name: str) -> list[DiskRecord]:
-        if self._store.get(VmRecord, name) is None:
-            raise VmNotFound(name=names.printable(name))
-        disks = [disk for disk in self._disks() if disk.vm == name and disk.replica is not None]
+        disks = replicated(self._store, name)
         if not disks:
             raise Conflict(text=f"Virtual machine '{name}' has no replicated hard drive.")
         return disks

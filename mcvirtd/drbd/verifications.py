@@ -134,12 +134,6 @@ def differing(disk: DiskRecord, out_of_sync: int) -> str:
 def remedy(disk: DiskRecord, command: str, does: str) -> str:
     """That the *command* of mcvirt, with *disk*'s machine for NAME, *does* something, in a sentence.
 
-    These commands are given for machines. So a hard drive that none has is attached to one first, and as it is not to
-    be relied on, that takes the word of whoever does it.
+    For a hard drive that none has these commands are given with its ID.
     """
-    if disk.vm is not None:
-        return f"`mcvirt {command.replace('NAME', disk.vm)}` {does}."
-    return (
-        f"No virtual machine has it: `mcvirt --ignore-drbd hard-drive attach {disk.id} NAME` gives it to one, which is "
-        f"to be stopped, and after that `mcvirt {command}` {does}."
-    )
+    return f"`mcvirt {command.replace('NAME', disk.vm or disk.id)}` {does}."

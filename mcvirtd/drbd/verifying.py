@@ -10,14 +10,16 @@ from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager, suppress
 from typing import Protocol
 
-from mcvirt.errors import Conflict, DeadlinePassed, McvirtError
+from mcvirt import names
+from mcvirt.errors import Conflict, DeadlinePassed, McvirtError, VmNotFound
 from mcvirt.types.drbd import ResourceState
 from mcvirt.types.verification import Verification
 from mcvirtd.drbd.comparing import Comparison, Kernel
 from mcvirtd.drbd.config import resource_name
 from mcvirtd.drbd.reader import Reader, describe
 from mcvirtd.drbd.verifications import Verifications, shown
-from mcvirtd.state.records import DiskRecord
+from mcvirtd.state.records import DiskRecord, VmRecord
+from mcvirtd.state.store import Store
 from mcvirtd.tasks.locks import Locks
 from mcvirtd.tasks.task import Progress, current_task, step
 from mcvirtd.tasks.transaction import Journal
@@ -53,6 +55,19 @@ def known_state(reader: Reader, disk: DiskRecord) -> ResourceState:
 def named(disk: DiskRecord) -> str:
     """The hard drive, for a sentence."""
     return f"Hard drive {disk.id} (disk {disk.slot} of '{disk.vm}')" if disk.vm else f"Hard drive {disk.id}"
+
+
+def replicated(store: Store, name: str) -> list[DiskRecord]:
+    """The replicated hard drives of the virtual machine *name*; if none is called so, the one that has it as its ID."""
+    if store.get(VmRecord, name) is None:
+        disk = store.get(DiskRecord, name)
+        if disk is None:
+            raise VmNotFound(name=names.printable(name))
+        if disk.replica is None:
+            raise Conflict(text=f"{named(disk)} is not replicated.")
+        return [disk]
+    disks = [disk for disk in store.all(DiskRecord).values() if disk.vm == name and disk.replica is not None]
+    return sorted(disks, key=lambda disk: (disk.slot or 0, disk.id))
 
 
 def check_verifiable(disk: DiskRecord, state: ResourceState) -> None:

@@ -142,7 +142,10 @@ class Changes:
             target = designer.target_name(vm.machine.value, design.bus, design.slot)
             self._hypervisor.resize_block(vm.uuid, target, size)
         with self._store.change() as change:
-            refuse_deleting(change.edit(DiskRecord, disk, size=size))
+            now = change.get(DiskRecord, disk)
+            # The machine may have gone to the other node, and its disk been grown further there.
+            if now is None or now.size < size:
+                refuse_deleting(change.edit(DiskRecord, disk, size=size))
 
     # --- for hard drives that are objects of their own ------------------------------------------------------------
 

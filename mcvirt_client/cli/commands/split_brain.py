@@ -21,7 +21,9 @@ def _arguments(parser: Parser) -> None:
         choices=("show", "resolve", "forget"),
         help="show what is split, of all or of NAME; resolve it, or undo that; forget what was set aside for an undo",
     )
-    parser.argument("vm_name", nargs="?", metavar="NAME", live="vm", help="the virtual machine")
+    parser.argument(
+        "vm_name", nargs="?", metavar="NAME", live="vm", help="the virtual machine, or the ID of one hard drive"
+    )
     way = parser.add_mutually_exclusive_group()
     way.add_argument("--keep", metavar="NODE", help="resolve: go on with the data of this node")
     way.add_argument("--undo", action="store_true", help="resolve: go on with the data that was set aside")

@@ -17,7 +17,13 @@ PASSED = "Drbd verification for {} completed without out-of-sync blocks"
 
 
 def _verify_arguments(parser: Parser) -> None:
-    parser.argument("vm_name", nargs="?", metavar="NAME", live="vm", help="verify all replicated disks of this VM")
+    parser.argument(
+        "vm_name",
+        nargs="?",
+        metavar="NAME",
+        live="vm",
+        help="verify all replicated disks of this VM, or the hard drive with this ID",
+    )
     parser.add_argument("--all", action="store_true", help="verify all replicated disks of the cluster")
     parser.add_argument("--history", action="store_true", help="show the last verifications, of NAME or of all")
     parser.add_argument(
@@ -113,7 +119,7 @@ def _settings(settings: VerifySettings) -> str:
 
 
 def _resync_arguments(parser: Parser) -> None:
-    parser.argument("vm_name", metavar="NAME", live="vm", help="the virtual machine")
+    parser.argument("vm_name", metavar="NAME", live="vm", help="the virtual machine, or the ID of one hard drive")
     good = parser.add_mutually_exclusive_group(required=True)
     good.add_argument("--source-node", metavar="NODE", help="the node that has the good data")
     good.add_argument(

@@ -321,7 +321,7 @@ class TestAttached:
             change.put(VerificationRecord(disk=disk.id, failed=True, out_of_sync=8192))
         with pytest.raises(McvirtError) as refused:
             world.changes.attach(disk.id, "web1")
-        assert f"`mcvirt --ignore-drbd hard-drive attach {disk.id} NAME`" in str(refused.value)
+        assert f"`mcvirt resync {disk.id} --source-node NODE`" in str(refused.value)
         world.roles._heedless = lambda: True
         world.changes.attach(disk.id, "web1")
         world.roles._heedless = lambda: False
@@ -369,6 +369,18 @@ class TestAttached:
         (disk,) = disks_of(world.store, "web1")
         assert disk.size == 16 * MIB
         assert world.journal_rows() == [] and len(world.levelled) == 1
+
+    def test_what_has_been_grown_further_elsewhere_stays_as_long(self, world: Both) -> None:
+        world.make()
+        (disk,) = disks_of(world.store, "web1")
+
+        def elsewhere() -> None:
+            with world.store.change() as change:
+                change.edit(DiskRecord, disk.id, size=24 * MIB)
+
+        world.farther.on["grow"] = elsewhere
+        assert world.update(grow_disk=1, grow_by=8 * MIB) is None
+        assert disks_of(world.store, "web1")[0].size == 24 * MIB
 
     def test_deleted_from_a_running_guest(self, world: Both) -> None:
         world.make(disks=2)

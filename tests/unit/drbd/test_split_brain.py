@@ -155,7 +155,7 @@ class World:
             if operation in self.answers:
                 raise self.answers[operation]
             return msgspec.Raw(b"null")
-        assert arguments == {"disk": DISK}
+        assert set(arguments) == {"disk"} and arguments["disk"] in IDS
         self.asked.append((node, operation))
         if operation in self.answers:
             raise self.answers[operation]
@@ -315,10 +315,45 @@ def test_of_a_hard_drive_that_no_machine_has_it_is_said_what_can_be_done(world: 
     with world.store.change() as change:
         change.edit(DiskRecord, DISK, vm=None, slot=None)
     said = str(error(lambda: world.service.give_way(DISK, "n2")))
-    assert "None" not in said and f"hard-drive attach {DISK} NAME" in said and "forget NAME" in said
+    assert "None" not in said and f"split-brain forget {DISK}" in said
     with world.store.change() as change:
         change.edit(SplitUndoRecord, DISK, taking=True)
-    assert f"hard-drive attach {DISK} NAME" in difference(world.store, msgspec.structs.replace(disk_record(0), vm=None))
+    assert f"resolve --undo {DISK}" in difference(world.store, msgspec.structs.replace(disk_record(0), vm=None))
+
+
+def test_a_hard_drive_that_no_machine_has_is_resolved_and_taken_back_by_its_id(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(split_brain.content, "restore", lambda source, target, length, progress: None)
+    world.second_disk()
+    world.split()
+    with world.store.change() as change:
+        change.edit(DiskRecord, DISK, vm=None, slot=None)
+    assert isinstance(error(lambda: world.service.resolve(DISK, "n3")), BadArgument)
+    act(lambda: world.service.resolve(DISK, "n1"))
+    assert world.asides.kept == [DISK]
+    world.other = ResourceState(name=NAME, connection="Connected")
+    assert [shown.disk for shown in world.service.show(DISK)] == [DISK]
+    assert str(error(lambda: world.service.resolve(DISK, "n1"))) == f"Hard drive {DISK} is not split."
+    act(lambda: world.service.undo(DISK))
+    record = world.undo()
+    assert record is not None and record.node == "n1"
+    assert str(error(lambda: world.service.undo(IDS[1]))) == f"Nothing was set aside of hard drive {IDS[1]}."
+    lonely(world)
+    said = str(error(lambda: world.service.undo(DISK)))
+    assert "None" not in said and f"hard-drive attach {DISK} NAME" in said and f"forget {DISK}" in said
+
+
+def test_an_undo_by_the_id_of_a_hard_drive_begins_anew_for_its_machine(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    half_undone(world, monkeypatch)
+    monkeypatch.setattr(world, "ask_more", lambda: world.put_kept(DISK, "n2"))
+    act(lambda: world.service.undo(DISK))
+    world.errands.clear()
+    world.asides.kept = [DISK, IDS[1]]
+    act(lambda: world.service.undo("web1"))
+    assert len(world.errands) == 2
 
 
 def first_chosen(world: World) -> None:
@@ -468,6 +503,50 @@ def test_what_is_not_split_or_not_there_is_refused(world: World) -> None:
     assert isinstance(error(lambda: world.service.give_way(DISK, "n1")), BadArgument)
     world.split()
     assert isinstance(error(lambda: world.service.resolve("web1", "n3")), BadArgument)
+
+
+def lonely(world: World, disk: str = DISK) -> World:
+    """The node that had its other side was removed."""
+    with world.store.change() as change:
+        change.edit(DiskRecord, disk, nodes=("n2",))
+    return world
+
+
+@pytest.mark.parametrize("keep", ["n1", "n2"])
+def test_of_a_hard_drive_with_one_side_it_is_said_that_there_is_no_other(world: World, keep: str) -> None:
+    raised = error(lambda: lonely(world.split()).service.resolve("web1", keep))
+    assert isinstance(raised, Conflict) and "No hard drive of virtual machine 'web1' is split." in str(raised)
+    assert "one side only, on node 'n2'" in str(raised) and "move --destination-node NODE web1" in str(raised)
+    given = str(error(lambda: world.service.give_way(DISK, "n2")))
+    assert "one side only, on node 'n2'" in given and "''" not in given
+    assert world.kernel.commands == []
+
+
+def test_a_hard_drive_with_one_side_keeps_no_other_from_being_resolved(world: World) -> None:
+    world.second_disk()
+    lonely(world.split().split(SECOND), IDS[1])
+    act(lambda: world.service.resolve("web1", "n1"))
+    assert world.kernel.commands == [f"connect {NAME} discarding"]
+
+
+@pytest.mark.parametrize("node", ["n1", "n2"])
+def test_of_one_side_what_was_set_aside_can_only_be_forgotten(world: World, node: str) -> None:
+    world.put_kept(DISK, node)
+    raised = str(error(lambda: lonely(world).service.undo("web1")))
+    assert "one side only, on node 'n2'" in raised and "split-brain forget web1" in raised
+    assert world.checked == [] and world.errands == []
+    act(lambda: world.service.forget("web1"))  # what a node had that was removed is nobody's any more
+    assert world.undo() is None and world.errands == []
+
+
+def test_what_is_of_two_pasts_stays_so_though_the_rest_is_gone(world: World) -> None:
+    world.put_kept(DISK, "n1")
+    with world.store.change() as change:
+        change.edit(SplitUndoRecord, DISK, taking=True, mixed=True)
+    raised = str(error(lambda: lonely(world).service.forget("web1")))
+    assert "two pasts" in raised and "'n1'" in raised
+    record = world.undo()
+    assert record is not None and record.taking
 
 
 def test_a_crash_while_it_copies_is_noted_when_it_is_done(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -650,6 +729,73 @@ def test_forgetting_that_fails_promises_nothing_that_is_gone(world: World) -> No
     assert world.undo() is None and world.asides.kept == [DISK]
     world.asides.stuck = None
     assert world.journal.settle(task.id) == [] and world.asides.kept == []
+
+
+def half_undone(world: World, monkeypatch: pytest.MonkeyPatch) -> list[Path]:
+    """Of two disks the second could not be taken back; returns what is written to from then on."""
+    restored: list[Path] = []
+    monkeypatch.setattr(
+        split_brain.content, "restore", lambda source, target, length, progress: restored.append(source)
+    )
+
+    def fail_second() -> None:
+        if len(world.errands) == 2:
+            raise NodeUnreachable(node="n1", reason="it is off.")
+
+    world.second_disk()
+    world.put_kept(DISK, "n2")
+    world.put_kept(IDS[1], "n2")
+    world.asides.kept = [DISK, IDS[1]]
+    with monkeypatch.context() as failing:
+        failing.setattr(world, "ask_more", fail_second)
+        error(lambda: world.service.undo("web1"))
+    assert kept_on(world) == ["n1", "n2"] and len(restored) == 1
+    restored.clear()
+    world.errands.clear()
+    return restored
+
+
+def kept_on(world: World) -> list[str]:
+    records = [world.store.get(SplitUndoRecord, disk) for disk in IDS[:2]]
+    return [record.node for record in records if record is not None]
+
+
+def test_an_undo_that_failed_half_way_goes_on_where_it_was(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    restored = half_undone(world, monkeypatch)
+    act(lambda: world.service.undo("web1"))
+    assert kept_on(world) == ["n1", "n1"] and restored == [world.asides.path(disk_record(1))]
+    assert world.errands == [("n1", "split_brain.set_aside")]
+    world.errands.clear()
+    act(lambda: world.service.undo("web1"))  # nothing is left of it: this one takes back what that one has set aside
+    assert world.errands == [("n1", "split_brain.take_back")] * 2
+
+
+def test_an_undo_that_failed_half_way_can_be_gone_on_with_disk_by_disk(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    half_undone(world, monkeypatch)
+    monkeypatch.setattr(world, "ask_more", lambda: world.put_kept(DISK, "n2"))
+    act(lambda: world.service.undo("web1", 1))  # as it was before: the other one was never undone
+    assert world.errands == [("n1", "split_brain.take_back")]
+    monkeypatch.undo()
+    monkeypatch.setattr(split_brain.content, "restore", lambda source, target, length, progress: None)
+    world.asides.kept = [DISK, IDS[1]]
+    world.errands.clear()
+    act(lambda: world.service.undo("web1"))
+    assert kept_on(world) == ["n1", "n1"] and len(world.errands) == 2
+
+
+def test_what_another_has_taken_back_meanwhile_is_not_taken_back_again(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    half_undone(world, monkeypatch)
+    world.put_kept(DISK, "n2")
+    world.put_kept(IDS[1], "n2")
+    world.asides.kept = [DISK, IDS[1]]
+    monkeypatch.setattr(world.asides, "check_room", lambda disks: world.put_kept(DISK, "n1"))
+    assert "meanwhile" in str(error(lambda: world.service.undo("web1")))
+    records = [world.store.get(SplitUndoRecord, disk) for disk in IDS[:2]]
+    assert world.errands == [] and not any(record.wanted for record in records if record is not None)
 
 
 def test_what_is_gone_is_not_taken_back(world: World) -> None:

@@ -24,11 +24,13 @@ from mcvirt.errors import (
     StateNotWritable,
     TaskCancelled,
     VerificationFailed,
+    VmNotFound,
 )
 from mcvirt.types.storage import VolumeFormat
 from mcvirt.types.task import TaskInfo
+from mcvirt.types.verification import Resynced
 from mcvirt.types.vm import DiskDriver, StorageType
-from mcvirtd.auth.caller import Caller, called_by
+from mcvirtd.auth.caller import SYSTEM, Caller, called_by, current_caller
 from mcvirtd.drbd import comparing, schedule
 from mcvirtd.drbd.comparing import Comparison, ending
 from mcvirtd.drbd.reader import Reader
@@ -88,11 +90,13 @@ class Errands:
     def __init__(self) -> None:
         self.answers: dict[str, Any] = {}
         self.asked: list[tuple[str, str, dict[str, Any]]] = []
+        self.callers: list[Caller] = []
 
     def run(
         self, node: str, operation: str, arguments: dict[str, Any], heard: Callable[[TaskInfo], None]
     ) -> msgspec.Raw:
         self.asked.append((node, operation, arguments))
+        self.callers.append(current_caller())
         answer = self.answers[operation]
         if isinstance(answer, Exception):
             raise answer
@@ -244,8 +248,7 @@ def test_what_is_to_be_done_is_true_of_a_hard_drive_that_no_machine_has() -> Non
         "`mcvirt resync web1 --source-node NODE` copies."
     )
     said = remedy(msgspec.structs.replace(disk, vm=None, slot=None), "resync NAME", "copies")
-    assert "No virtual machine has it" in said and f"attach {disk.id} NAME`" in said and "None" not in said
-    assert said.index("--ignore-drbd") < said.index("`mcvirt resync NAME`")
+    assert said == f"`mcvirt resync {disk.id}` copies."
 
 
 @pytest.mark.parametrize(
@@ -684,6 +687,43 @@ def test_another_node_with_the_good_data_does_the_copying(world: World) -> None:
     error(lambda: world.service.resync("web1", "n2"))
     assert world.errands.asked[0][:2] == ("n2", "verification.copy_from")
     assert isinstance(error(lambda: world.service.resync("web1", "n3")), BadArgument)
+
+
+def test_a_hard_drive_that_no_machine_has_is_verified_and_repaired_by_its_id(world: World) -> None:
+    world.furnish("Secondary", "Secondary", out_of_sync=12)
+    with world.store.change() as change:
+        change.edit(DiskRecord, IDS[0], vm=None, slot=None)
+    assert [state.disk for state in world.service.states(IDS[0])] == [IDS[0]]
+    assert "--source-node: n1 or n2" in str(error(lambda: world.service.resync(IDS[0])))
+    world.says("connect", recorded.REPAIRED)
+    (done,) = act(lambda: world.service.resync(IDS[0], "n1"))
+    assert (done.disk, done.copied) == (IDS[0], 12 * KIB)
+    world.says("verify", recorded.CLEAN)
+    assert [passed.disk for passed in act(lambda: world.service.verify(IDS[0]))] == [IDS[0]]
+
+
+def test_what_is_no_machine_and_no_replicated_hard_drive_is_refused(world: World) -> None:
+    world.furnish("Secondary", "Secondary")
+    with world.store.change() as change:
+        change.put(disk_record(0, replica=None, vm=None, slot=None))
+    assert "is not replicated" in str(error(lambda: world.service.verify(IDS[0])))
+    assert isinstance(error(lambda: world.service.verify(IDS[2])), VmNotFound)
+
+
+def test_what_a_growth_has_left_is_copied_from_where_the_machine_is_by_now(world: World) -> None:
+    world.furnish(out_of_sync=12)
+    world.says("connect", recorded.REPAIRED)
+    disk = disk_record(0)
+    world.kernel.say(f"change connection name:{world.resource()} role:Primary")
+    world.reader.wait(world.resource(), lambda state: state is not None and state.peer_role == "Primary", SOON)
+    world.errands.answers["verification.copy_from"] = Resynced(disk=disk.id, source="n2", copied=12 * KIB)
+    act(lambda: world.service.level(disk))
+    assert world.errands.asked == [("n2", "verification.copy_from", {"disk": disk.id, "source": "n2", "full": False})]
+    assert world.errands.callers == [Caller(user=SYSTEM, root=True)] and world.kernel.commands == []
+    world.kernel.say(f"change connection name:{world.resource()} role:Secondary")
+    world.reader.wait(world.resource(), lambda state: state is not None and state.peer_role == "Secondary", SOON)
+    act(lambda: world.service.level(disk))
+    assert len(world.errands.asked) == 1 and world.kernel.commands[-1] == f"connect {world.resource()}"
 
 
 # --- by the schedule ----------------------------------------------------------------------------------------------
