@@ -8,7 +8,8 @@ other without a client, the sending one lets its guest run on if the last answer
 from __future__ import annotations
 
 import weakref
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import libvirt
@@ -16,7 +17,7 @@ import libvirt
 from mcvirt.errors import DomainMissing, LibvirtFailed
 from mcvirtd.hypervisor.keeper import Link
 from mcvirtd.hypervisor.libvirt import Hypervisor
-from mcvirtd.hypervisor.moving import BRIEF_DOWNTIME, USUAL_DOWNTIME, JobProgress, JobResult, Journey, Route
+from mcvirtd.hypervisor.moving import BRIEF_DOWNTIME, JobProgress, JobResult, Journey, Route
 from mcvirtd.hypervisor.states import DomainState
 from mcvirtd.hypervisor.words import state_of
 from mcvirtd.hypervisor.xml.travel import guests_user
@@ -88,14 +89,8 @@ class MovingHypervisor(Hypervisor):
             # No keep-alive: when the other node falls silent in the last moment, we decide what follows.
             there = libvirt.open(f"qemu+unix:///system?socket={route.libvirt}")
             try:
-                if journey.max_downtime is None:
-                    domain.migrateSetMaxDowntime(BRIEF_DOWNTIME)
-                moved = domain.migrate3(there, params, flags)
-                return _result(moved)
-            except libvirt.libvirtError:
-                with suppress(libvirt.libvirtError):  # what stays is as any other
-                    domain.migrateSetMaxDowntime(USUAL_DOWNTIME)
-                raise
+                with _brief_downtime(domain, journey):
+                    return _result(domain.migrate3(there, params, flags))
             finally:
                 with suppress(libvirt.libvirtError):
                     there.close()
@@ -132,6 +127,25 @@ class MovingHypervisor(Hypervisor):
                 call.conn.lookupByUUIDString(uuid).abortJob()
         except (LibvirtFailed, DomainMissing):
             return  # there is none, or it is past stopping: `send` tells
+
+
+@contextmanager
+def _brief_downtime(domain: Any, journey: Journey) -> Iterator[None]:
+    """In the block QEMU may let the guest stand still for BRIEF_DOWNTIME, unless the journey says otherwise.
+
+    If the guest stays, what an operator has set for it holds again.
+    """
+    if journey.max_downtime is not None:
+        yield
+        return
+    before = domain.migrateGetMaxDowntime()
+    domain.migrateSetMaxDowntime(BRIEF_DOWNTIME)
+    try:
+        yield
+    except libvirt.libvirtError:
+        with suppress(libvirt.libvirtError):
+            domain.migrateSetMaxDowntime(before)
+        raise
 
 
 def _result(domain: Any) -> JobResult:
