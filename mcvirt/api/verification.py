@@ -77,6 +77,9 @@ class VerificationApi:
         raise NotImplementedError
 
     @remote(needs=Permission.MANAGE_DRBD, on=VmOfDisk("disk"), runs_at=NodeArgument("source"), task=True)
-    def copy_from(self, disk: str, source: str, full: bool = False) -> Resynced:
-        """The same for one hard drive, by its ID, from the node *source*."""
+    def copy_from(self, disk: str, source: str, full: bool = False, known_only: bool = False) -> Resynced:
+        """The same for one hard drive, by its ID, from the node *source*.
+
+        *known_only*: Conflict if the kernels know of no blocks that differ, though a verification has found some.
+        """
         raise NotImplementedError

@@ -250,12 +250,12 @@ class VerificationService(VerificationApi):
         }
         return tuple(self._copy(each.id, sources[each.id], full) for each in disks)
 
-    def copy_from(self, disk: str, source: str, full: bool = False) -> Resynced:
+    def copy_from(self, disk: str, source: str, full: bool = False, known_only: bool = False) -> Resynced:
         """The same for one hard drive."""
         record = self._disk(disk)
         self._check_source_node(source, [record])
         verified = self._store.get(VerificationRecord, disk)
-        failed = verified is not None and verified.failed
+        failed = verified is not None and verified.failed and not known_only
         return self._resync.run(record, self._node, full=full, failed=failed)
 
     def level(self, disk: DiskRecord) -> None:
@@ -269,12 +269,12 @@ class VerificationService(VerificationApi):
             return
         # The user who grew the disk may not repair disks, and may have gone.
         with called_by(Caller(user=SYSTEM, root=True)):
-            self._copy(disk.id, source_of(disk, state, self._node), full=False)
+            self._copy(disk.id, source_of(disk, state, self._node), full=False, known_only=True)
 
-    def _copy(self, disk: str, source: str, full: bool) -> Resynced:
+    def _copy(self, disk: str, source: str, full: bool, known_only: bool = False) -> Resynced:
         if source == self._node:
-            return self.copy_from(disk, source, full)
-        asked = {"disk": disk, "source": source, "full": full}
+            return self.copy_from(disk, source, full, known_only)
+        asked = {"disk": disk, "source": source, "full": full, "known_only": known_only}
         with step(f"Copying hard drive {disk} from {source}"):
             answer = self._errands.run(source, "verification.copy_from", asked, lambda info: None)  # noqa: ARG005
         return msgspec.json.decode(answer, type=Resynced)

@@ -734,12 +734,22 @@ def test_what_a_growth_has_left_is_copied_from_where_the_machine_is_by_now(world
     world.reader.wait(world.resource(), lambda state: state is not None and state.peer_role == "Primary", SOON)
     world.errands.answers["verification.copy_from"] = Resynced(disk=disk.id, source="n2", copied=12 * KIB)
     act(lambda: world.service.level(disk))
-    assert world.errands.asked == [("n2", "verification.copy_from", {"disk": disk.id, "source": "n2", "full": False})]
+    asked = {"disk": disk.id, "source": "n2", "full": False, "known_only": True}
+    assert world.errands.asked == [("n2", "verification.copy_from", asked)]
     assert world.errands.callers == [Caller(user=SYSTEM, root=True)] and world.kernel.commands == []
     world.kernel.say(f"change connection name:{world.resource()} role:Secondary")
     world.reader.wait(world.resource(), lambda state: state is not None and state.peer_role == "Secondary", SOON)
     act(lambda: world.service.level(disk))
     assert len(world.errands.asked) == 1 and world.kernel.commands[-1] == f"connect {world.resource()}"
+
+
+def test_what_is_known_to_differ_is_copied_and_nothing_else(world: World) -> None:
+    """Where a verification has found differences that the kernels do not know any more, all would have to be copied."""
+    world.furnish()
+    with world.store.change() as change:
+        change.put(VerificationRecord(disk=IDS[0], failed=True, out_of_sync=12 * KIB))
+    raised = error(lambda: world.service.copy_from(IDS[0], "n1", known_only=True))
+    assert isinstance(raised, Conflict) and world.kernel.commands == []
 
 
 # --- by the schedule ----------------------------------------------------------------------------------------------
