@@ -7,6 +7,7 @@ the side that loses then is, too: so each of the two can be had again until some
 from __future__ import annotations
 
 import logging
+import secrets
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
@@ -141,33 +142,32 @@ class SplitBrain(SplitBrainApi):
         """Go on with the data that was set aside."""
         found = self._with_undo(name, disk)
         # Given again after it has failed half-way, it is not to swap back what it has finished.
-        found = [(each, record) for each, record in found if record.wanted] or found
+        begun = {record.wanted for _, record in found if record.wanted}
+        found = [(each, record) for each, record in found if record.wanted or record.took not in begun]
         reasons = Reasons()
-        for each, _ in found:
+        for each, record in found:
             if len(each.nodes) < 2:
-                reasons.add(Conflict(text=f"The earlier data of {named(each)} can't be taken back: {no_undo(each)}"))
+                why = no_undo(each, record)
+                reasons.add(Conflict(text=f"The earlier data of {named(each)} can't be taken back: {why}"))
         reasons.raise_all()
         asked = [("may_take_back", record.node, each) for each, record in found]
         copied = [(each, record.node) for each, record in found if not record.mixed]
         asked += [("may_set_aside", node, each) for each, loser in copied for node in each.nodes if node != loser]
         self._check(asked)
-        if not found[0][1].wanted:
-            self._want(found)
+        self._want(found)
         for each, record in found:
             self._have("take_back", each, record.node)
         return self.show(name)
 
     def _want(self, found: Sequence[tuple[DiskRecord, SplitUndoRecord]]) -> None:
-        """Of the machine these are to be taken back, and no others, whatever an earlier undo has left."""
-        wanted = {each.id: record for each, record in found}
-        machines = {each.vm for each, _ in found} - {None}
+        """It is known, also after a failure, which are to be taken back together."""
+        undo = secrets.token_hex(4)
         with self._store.change() as change:
-            for each in (each for each in self._disks() if each.id in wanted or each.vm in machines):
-                record = change.get(SplitUndoRecord, each.id)
-                if each.id in wanted and record != wanted[each.id]:
+            for each, record in found:
+                if change.get(SplitUndoRecord, each.id) != record:
                     raise Conflict(text=f"What was set aside of {named(each)} has changed meanwhile. Try again.")
-                if record is not None:
-                    change.edit(SplitUndoRecord, each.id, wanted=each.id in wanted)
+                if not record.wanted:
+                    change.edit(SplitUndoRecord, each.id, wanted=undo)
 
     def forget(self, name: str, disk: int | None = None) -> tuple[SplitInfo, ...]:
         """Delete the data that was set aside."""
@@ -186,8 +186,9 @@ class SplitBrain(SplitBrainApi):
                 "which was removed. It can be deleted, or used all the same with --ignore-drbd."
             )
         with self._store.change() as change:
-            if change.get(SplitUndoRecord, disk.id) == undo:
-                change.delete(SplitUndoRecord, disk.id)
+            if change.get(SplitUndoRecord, disk.id) != undo:
+                raise Conflict(text=f"What was set aside of {named(disk)} has changed meanwhile. Try again.")
+            change.delete(SplitUndoRecord, disk.id)
 
     def _check(self, asked: Sequence[tuple[str, str, DiskRecord]]) -> None:
         """Raise all that the nodes have against it, *asked* as operation, node and hard drive; nothing is changed."""
@@ -262,7 +263,8 @@ class SplitBrain(SplitBrainApi):
             self.checks.unused(record)
             self._write_back(record)
             by = current_caller().user or "root"
-            now = SplitUndoRecord(disk=disk, node=other, kept=self._node, made=datetime.now(UTC), by=by, done=True)
+            made, took = datetime.now(UTC), undo.wanted
+            now = SplitUndoRecord(disk=disk, node=other, kept=self._node, made=made, by=by, done=True, took=took)
             self._give_up(record, lambda change: change.put(now))
 
     def set_aside(self, disk: str, node: str) -> None:

@@ -12,11 +12,11 @@ from mcvirt.errors import Conflict, NotFound
 from mcvirt.types.drbd import DrbdInfo, ResourceState
 from mcvirtd.drbd.reader import Reader, describe
 from mcvirtd.drbd.split_sides import Kept, equal
-from mcvirtd.drbd.verifications import remedy
 from mcvirtd.drbd.verifying import known_state, named
 from mcvirtd.reasons import Reasons
 from mcvirtd.state.records import DiskRecord, SplitUndoRecord
 from mcvirtd.state.store import Store
+from mcvirtd.storage.backends import aside_volume
 
 
 class SplitChecks:
@@ -84,7 +84,8 @@ class SplitChecks:
         elif undo is not None and undo.done:
             why = (
                 f"data of an earlier split is kept on node '{undo.node}' since {undo.made:%Y-%m-%d %H:%M} UTC. "
-                + remedy(disk, "drbd split-brain forget NAME", "deletes it")
+                # By its ID: of the machine's other disks nothing is to be forgotten.
+                + f"`mcvirt drbd split-brain forget {disk.id}` deletes it."
             )
         if why:
             raise Conflict(text=f"The split of {named(disk)} can't be resolved: {why}")
@@ -118,7 +119,7 @@ class SplitChecks:
         check_same(disk, self._store.get(DiskRecord, disk.id))
         state, why = known_state(self._reader, disk), ""
         if len(disk.nodes) < 2:
-            why = no_undo(disk)
+            why = no_undo(disk, self._store.get(SplitUndoRecord, disk.id))
         elif "Primary" in (state.role, state.peer_role):
             why = "its machine runs. Stop it first."
         elif not equal(state):
@@ -132,11 +133,15 @@ def no_other_side(disk: DiskRecord) -> str:
     return f"it has one side only, on node '{disk.nodes[0]}': there is no other one to choose. {_another(disk)}"
 
 
-def no_undo(disk: DiskRecord) -> str:
+def no_undo(disk: DiskRecord, undo: SplitUndoRecord | None) -> str:
     """The same where what was set aside is asked for, in a sentence."""
-    forgets = remedy(disk, "drbd split-brain forget NAME", "deletes what was set aside")
     one = f"it has one side only, on node '{disk.nodes[0]}', and data is taken back on both."
-    return f"{one} {forgets} {_another(disk)}"
+    if undo is not None and undo.mixed:
+        return (
+            f"{one} A part of it was taken back already; all of it is in volume {aside_volume(disk.volume)} on node "
+            f"'{undo.node}': copy it from there before anything is deleted."
+        )
+    return f"{one} `mcvirt drbd split-brain forget {disk.id}` deletes what was set aside. {_another(disk)}"
 
 
 def _another(disk: DiskRecord) -> str:

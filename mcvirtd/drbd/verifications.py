@@ -133,8 +133,10 @@ def difference(store: Store, disk: DiskRecord) -> str:
     """Why a hard drive is not to be relied on, in a sentence: its sides differ, or it is of two pasts. Else ""."""
     undo = store.get(SplitUndoRecord, disk.id)
     if undo is not None and undo.taking:
-        finish = remedy(disk, "drbd split-brain resolve --undo NAME", "finishes it")
-        return f"its earlier data was not taken back to the end. {finish}"
+        half = "its earlier data was not taken back to the end"
+        if len(disk.nodes) < 2:
+            return f"{half}, and its other side is gone."
+        return f"{half}. {remedy(disk, 'drbd split-brain resolve --undo NAME', 'finishes it')}"
     record = store.get(VerificationRecord, disk.id)
     if record is None or not record.failed:
         return ""

@@ -204,8 +204,9 @@ class SplitUndoRecord(Record, frozen=True, kw_only=True):
     """The data that node *node* had of a hard drive when node *kept* was chosen to go on, kept beside it.
 
     *done*: the choice was carried out. *taking*: what was kept is to be taken back, and not all of it is there yet.
-    *mixed*: that has begun to be written, so what the hard drive holds now is nobody's data. *wanted*: an undo of its
-    machine has begun that is to take it back, and has not come to it, or not to its end.
+    *mixed*: that has begun to be written, so what the hard drive holds now is nobody's data. *wanted* names the undo
+    that has begun, and has not come to this hard drive, or not to its end; *took* the one that has, and this is what it
+    has set aside.
     """
 
     kind: ClassVar[str] = "split_undo"
@@ -218,7 +219,8 @@ class SplitUndoRecord(Record, frozen=True, kw_only=True):
     done: bool = False
     taking: bool = False
     mixed: bool = False
-    wanted: bool = False
+    wanted: str = ""
+    took: str = ""
 
 
 class DrbdRecord(Record, frozen=True, kw_only=True):

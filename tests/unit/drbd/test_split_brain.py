@@ -32,6 +32,7 @@ from mcvirtd.drbd.status import Progress
 from mcvirtd.drbd.verifications import difference
 from mcvirtd.state.records import DiskRecord, SplitUndoRecord, VmRecord
 from mcvirtd.state.store import Store
+from mcvirtd.storage.backends import aside_volume
 from mcvirtd.tasks.locks import Locks
 from mcvirtd.tasks.task import Task, working_for
 from mcvirtd.tasks.transaction import Journal
@@ -533,7 +534,7 @@ def test_a_hard_drive_with_one_side_keeps_no_other_from_being_resolved(world: Wo
 def test_of_one_side_what_was_set_aside_can_only_be_forgotten(world: World, node: str) -> None:
     world.put_kept(DISK, node)
     raised = str(error(lambda: lonely(world).service.undo("web1")))
-    assert "one side only, on node 'n2'" in raised and "split-brain forget web1" in raised
+    assert "one side only, on node 'n2'" in raised and f"split-brain forget {DISK}" in raised
     assert world.checked == [] and world.errands == []
     act(lambda: world.service.forget("web1"))  # what a node had that was removed is nobody's any more
     assert world.undo() is None and world.errands == []
@@ -547,6 +548,16 @@ def test_what_is_of_two_pasts_stays_so_though_the_rest_is_gone(world: World) -> 
     assert "two pasts" in raised and "'n1'" in raised
     record = world.undo()
     assert record is not None and record.taking
+
+
+def test_of_one_side_that_is_half_taken_back_the_only_whole_copy_is_named_and_not_forgotten(world: World) -> None:
+    world.put_kept(DISK, "n2")
+    with world.store.change() as change:
+        change.edit(SplitUndoRecord, DISK, taking=True, mixed=True)
+    raised = str(error(lambda: lonely(world).service.undo("web1")))
+    assert "forget" not in raised and aside_volume(disk_record(0).volume) in raised and "'n2'" in raised
+    record = world.store.get(DiskRecord, DISK)
+    assert record is not None and "--undo" not in difference(world.store, record)
 
 
 def test_a_crash_while_it_copies_is_noted_when_it_is_done(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -783,6 +794,26 @@ def test_an_undo_that_failed_half_way_can_be_gone_on_with_disk_by_disk(
     world.errands.clear()
     act(lambda: world.service.undo("web1"))
     assert kept_on(world) == ["n1", "n1"] and len(world.errands) == 2
+
+
+def test_an_undo_of_one_that_failed_keeps_no_other_from_being_taken_back(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(split_brain.content, "restore", lambda source, target, length, progress: None)
+    world.second_disk()
+    world.put_kept(DISK, "n2")
+    world.put_kept(IDS[1], "n2")
+    world.asides.kept = [DISK, IDS[1]]
+    with monkeypatch.context() as failing:
+
+        def fail() -> None:
+            raise NodeUnreachable(node="n1", reason="it is off.")
+
+        failing.setattr(world, "ask_more", fail)
+        error(lambda: world.service.undo("web1", 2))
+    assert kept_on(world) == ["n2", "n2"]
+    act(lambda: world.service.undo("web1"))
+    assert kept_on(world) == ["n1", "n1"]
 
 
 def test_what_another_has_taken_back_meanwhile_is_not_taken_back_again(
