@@ -13,6 +13,7 @@ from mcvirt.units import format_size
 from mcvirtd.drbd.comparing import Outcome
 from mcvirtd.state.records import DiskRecord, SplitUndoRecord, VerificationRecord, VerificationRun
 from mcvirtd.state.store import Change, Store
+from mcvirtd.tasks.task import current_task
 from mcvirtd.tasks.transaction import Journal
 
 RUNS_KEPT = 20
@@ -77,8 +78,14 @@ class Verifications:
                 change.put(marked)
 
     def _note(self, disk: str, run: dict[str, Any]) -> None:
+        ended = msgspec.convert(run, VerificationRun)
         with self._store.change() as change:
-            _add(change, disk, msgspec.convert(run, VerificationRun))
+            _add(change, disk, ended)
+        # The task has not done what it was to do because this is on record now: it has no result for who follows it,
+        # and others of its hard drives may not have been begun.
+        task = current_task()
+        sentences = [task.verdict[0]] if task.verdict is not None else []
+        task.conclude(" ".join((*sentences, _came_to(disk, ended))), done=False)
 
 
 class Unfinished(msgspec.Struct, frozen=True):
@@ -104,6 +111,17 @@ def _add(change: Change, disk: str, run: VerificationRun) -> None:
     if run.result in ("clean", "differences"):
         fields |= {"failed": run.result == "differences", "out_of_sync": run.out_of_sync}
     change.put(msgspec.structs.replace(record, **fields))
+
+
+def _came_to(disk: str, run: VerificationRun) -> str:
+    """What a run came to, in a sentence."""
+    match run.result:
+        case "clean":
+            return f"The verification of hard drive {disk} passed, which is on record."
+        case "differences":
+            return f"The verification of hard drive {disk} found that {format_size(run.out_of_sync)} differ."
+        case _:
+            return f"The verification of hard drive {disk} was interrupted: {run.reason}"
 
 
 def shown(disk: DiskRecord, run: VerificationRun) -> Verification:

@@ -259,7 +259,9 @@ class Tasks:
             what = _first_error(info) if was_stuck else f"{INTERRUPTED}, and not everything could be settled."
         elif task.verdict is not None:
             state = TaskState.DONE if task.verdict[1] else TaskState.FAILED
-            text, what = "", "" if task.verdict[1] else f"{INTERRUPTED}. {task.verdict[0]}"
+            before = _first_error(info) if was_stuck else INTERRUPTED
+            before = f"{INTERRUPTED}." if before.startswith(INTERRUPTED) else before
+            text, what = "", "" if task.verdict[1] else f"{before} {task.verdict[0]}"
         elif "redo" in directions:
             state, text, what = TaskState.DONE, "", ""
         elif was_stuck:

@@ -20,6 +20,7 @@ import pytest
 
 from mcvirt.units import MIB
 from tests.lab.cluster import Cluster
+from tests.lab.node import Node
 from tests.lab.replicated import Disk, InBackground, can_replicate, slow
 from tests.lab.steps import (
     COMPARING,
@@ -319,6 +320,9 @@ def test_while_disks_are_compared_and_copied(disks: tuple[Disk, Disk], moment: M
         assert run["result"] == moment.result(death), run
         if verified.returncode == 0:
             assert run["result"] == "clean"
+        # Nor is the task done because that is on record now.
+        if run["result"] != "clean":
+            first.wait_until(lambda: verification(first)["state"] in ("FAILED", "CANCELLED"), what="it was not done")
     assert not compared.state(second)["failed"]
     goes_on = moment.copies or resynced.returncode == 0 or "by itself" in resynced.stderr
     if not goes_on:
@@ -351,11 +355,7 @@ def held(compared: Disk, copied: Disk, moment: Moment) -> tuple[InBackground, In
     verifying = InBackground(first, "mcvirt verify old")
     if moment.verify in (STOPPING, STOPPING.done):
         _wait_for(None, compared, "VerifyS")
-        tasks = first.json("task", "list")
-        (task,) = [
-            task["id"] for task in tasks if task["state"] == "RUNNING" and task["operation"] == "verification.verify"
-        ]
-        first.mcvirt("task", "cancel", task)
+        first.mcvirt("task", "cancel", verification(first)["id"])
     _wait_for(moment.verify, compared, "VerifyS")
     if moment.recording:
         second.freeze()
@@ -368,6 +368,13 @@ def held(compared: Disk, copied: Disk, moment: Moment) -> tuple[InBackground, In
     if moment.recording:
         first.wait_until(lambda: '"clean"' in "".join(due(first)), within=30, what="its result is written down")
     return verifying, copying
+
+
+def verification(node: Node) -> dict[str, Any]:
+    """The task of a node that verifies, or verified, the disk that is to be compared."""
+    tasks = node.json("task", "list")
+    (found,) = [task for task in tasks if (task["operation"], task["target"]) == ("verification.verify", "old")]
+    return dict(found)
 
 
 def _wait_for(step: Step | None, disk: Disk, connection: str) -> None:

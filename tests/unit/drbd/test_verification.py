@@ -605,6 +605,22 @@ def test_one_that_mcvirtd_did_not_survive_was_interrupted(world: World) -> None:
     assert [run.result for run in world.record().runs] == ["interrupted"]
 
 
+def test_a_task_is_not_done_because_its_verifications_are_on_record_at_last(world: World) -> None:
+    world.furnish("Secondary", "Secondary")
+    task = Task("verification.verify", "web1", "alice", "n1")
+    began = [act(lambda disk=disk: world.verifications.begin(disk, "alice"), task) for disk in IDS[:2]]  # type: ignore[misc]
+    passed = msgspec.structs.replace(began[1].run, result="clean", reason="")
+    world.journal.amend(began[1].entry, {"disk": IDS[1], "run": msgspec.to_builtins(passed)})
+    settling = Task("settle verification.verify", "web1", "alice", "n1", task_id=task.id)
+    assert act(lambda: world.journal.settle(task.id), settling) == []
+    assert [[run.result for run in world.record(number).runs] for number in (0, 1)] == [["interrupted"], ["clean"]]
+    assert settling.verdict == (
+        f"The verification of hard drive {IDS[0]} was interrupted: mcvirtd was stopped while it went on. "
+        f"The verification of hard drive {IDS[1]} passed, which is on record.",
+        False,
+    )
+
+
 # --- resynchronising ----------------------------------------------------------------------------------------------
 
 
