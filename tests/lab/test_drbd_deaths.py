@@ -242,7 +242,7 @@ class Moment(NamedTuple):
     """Where the verification of one disk and the resync of another are held, or None: they are in the middle of it.
 
     With *ended* the kernel has compared all before something dies. Where nothing is held then, it has copied all as
-    well, and both are to be recorded, which the other node's mcvirtd does not answer to.
+    well, and both are recorded, or about to be, by this node: the other one's mcvirtd stands still.
     """
 
     verify: Step | None
@@ -279,7 +279,7 @@ MOMENTS = {
     "is compared, is to be copied as a whole": Moment(None, COPYING_ALL, (LINK, POWER)),
     "is compared, is copied as a whole unheard": Moment(None, COPYING_ALL.done, (DAEMON, OTHER_POWER)),
     "is compared, is copied": Moment(None, None, DEATHS),
-    "was compared, was copied, neither on record": Moment(None, None, SOFT_DEATHS, ended=True),
+    "was compared, was copied, on record here at most": Moment(None, None, SOFT_DEATHS, ended=True),
 }
 
 
@@ -366,7 +366,8 @@ def held(compared: Disk, copied: Disk, moment: Moment) -> tuple[InBackground, In
     if moment.ended:
         _wait_for(None, compared, "Connected")
     if moment.recording:
-        first.wait_until(lambda: '"clean"' in "".join(due(first)), within=30, what="its result is written down")
+        known = "its result is in the journal or on record"
+        first.wait_until(lambda: '"clean"' in "".join(due(first)) or compared.runs(first), within=30, what=known)
     return verifying, copying
 
 
