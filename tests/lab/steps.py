@@ -1,4 +1,7 @@
-"""The steps in which replicated disks are made, grown and deleted; each of them can be held, or made to fail."""
+"""The steps in which replicated disks are made, grown, deleted, verified and copied.
+
+Each of them can be held, or made to fail.
+"""
 
 from __future__ import annotations
 
@@ -18,6 +21,11 @@ class Step(NamedTuple):
     program: str
     word: str
     what: str = "wait"
+
+    @property
+    def done(self) -> Step:
+        """The same, held after it."""
+        return self._replace(what="late")
 
     def arm(self, cluster: Cluster, resource: str, what: str = "") -> None:
         """From now on it is held, or *what* is said; *resource* is the disk's."""
@@ -54,3 +62,11 @@ DELETING = (
     *(Step(node, "lvremove", "drbd-meta") for node in (1, 2)),
     *(Step(node, "lvremove", "drbd-meta", "late") for node in (1, 2)),
 )
+# Verifying, and telling the kernel to stop it.
+COMPARING = Step(1, "drbdsetup", "?verify?")
+STOPPING = Step(1, "drbdsetup", "--stop=8")
+# Copying what differs: of two Secondaries the good one is alone for a moment, and ahead then. Or everything.
+CUTTING_OFF = Step(1, "drbdadm", "disconnect?{disk}")
+RENEWING = Step(1, "drbdsetup", "new-current-uuid")
+CONNECTING = Step(1, "drbdadm", "[!s]connect?{disk}")
+COPYING_ALL = Step(1, "drbdadm", "invalidate-remote")

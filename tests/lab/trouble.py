@@ -83,6 +83,11 @@ def calm(cluster: Cluster) -> None:
             node.succeed("rm -f /run/trouble")
 
 
+def due(node: Node) -> list[str]:
+    """What a node has written down that is to be done still, and the claims that it knows."""
+    return node.python(_RECORDS).splitlines()
+
+
 def orphans(cluster: Cluster) -> list[str]:
     """Volumes, resource files, resources, claims and dues that belong to no hard drive; asked of LVM and the kernel."""
     known = {disk["id"] for disk in cluster[1].json("hard-drive", "list")}
@@ -92,7 +97,7 @@ def orphans(cluster: Cluster) -> list[str]:
             "lvs --noheadings -o lv_name; ls /etc/drbd.d; drbdsetup events2 --now | grep -o 'name:mcvirt[^ ]*' || true"
         ).split()
         found += [f"{node}: {name}" for name in there if "mcvirt-hd-" in name and not any(id in name for id in known)]
-        found += [f"{node}: {line}" for line in node.python(_RECORDS).splitlines()]
+        found += [f"{node}: {line}" for line in due(node)]
     return found
 
 
@@ -127,7 +132,7 @@ def untidy(cluster: Cluster) -> list[str]:
             size = int(node.succeed(f"cat /sys/block/drbd{kernel[name]['device']['minor']}/size")) * 512
             if size != resources[name]["size"]:
                 found.append(f"{node}: {name} has {size} bytes, and {resources[name]['size']} are on record")
-        found += [f"{node}: {line}" for line in node.python(_RECORDS).splitlines()]
+        found += [f"{node}: {line}" for line in due(node)]
         found += [f"{node}: {task}" for task in node.json("task", "list") if task["state"] in ("RUNNING", "STUCK")]
     return found
 
