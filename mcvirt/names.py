@@ -40,6 +40,10 @@ def printable(text: str) -> str:
 
 def vm_name(name: str) -> str:
     """*name*, if a virtual machine may be called so."""
+    if is_id(name, "hd"):
+        raise BadArgument(
+            what=f"virtual machine name '{name}'", why="the IDs of hard drives look like this. Choose another one."
+        )
     return _label(name, "virtual machine", 3, 64)
 
 
@@ -152,8 +156,13 @@ def new_id(code: str) -> str:
     return f"{code}-{secrets.token_hex(head // 2)}-{secrets.token_hex(tail // 2)}"
 
 
+def is_id(text: str, code: str) -> bool:
+    """Whether *text* has the form of an identity with *code*."""
+    return _ID.fullmatch(text) is not None and text.startswith(code + "-")
+
+
 def object_id(text: str, code: str, kind: str) -> str:
     """*text*, if it has the form of an identity with *code*."""
-    if not _ID.fullmatch(text) or not text.startswith(code + "-"):
+    if not is_id(text, code):
         raise BadArgument(what=f"{kind} ID '{printable(text)}'", why=f"an ID looks like {new_id(code)}.")
     return text

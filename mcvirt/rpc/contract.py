@@ -36,7 +36,10 @@ Target = Vm | VmOfDisk | None
 
 
 class Owner(msgspec.Struct, frozen=True):
-    """The operation runs on the node where the virtual machine named by this argument is registered."""
+    """The operation runs on the node where the virtual machine named by this argument is registered.
+
+    If none is called so, and a hard drive has it as its ID, it runs where it would for that (`OwnerOfDisk`).
+    """
 
     argument: str
 

@@ -35,12 +35,10 @@ class Router:
         """The node that the operation is for; this one where nothing says otherwise."""
         place = operation.remote.runs_at
         if isinstance(place, Owner):
-            return self._owner_of(arguments[place.argument])
+            vm = self._store.get(VmRecord, arguments[place.argument])
+            return vm.node or self._node if vm is not None else self._owner_of_disk(arguments[place.argument])
         if isinstance(place, OwnerOfDisk):
-            disk = self._store.get(DiskRecord, arguments[place.argument])
-            if disk is None:
-                return self._node
-            return self._owner_of(disk.vm) if disk.vm else self._nearest(disk.nodes)
+            return self._owner_of_disk(arguments[place.argument])
         if isinstance(place, OwnerOrBackend):
             vm = self._store.get(VmRecord, arguments[place.argument] or "")
             return (vm.node if vm is not None else None) or self._with_backend(_value(arguments, place.backend))
@@ -53,9 +51,12 @@ class Router:
             return arguments[place.argument].partition("@")[2] or self._node
         return self._node
 
-    def _owner_of(self, name: str) -> str:
-        vm = self._store.get(VmRecord, name)
-        return vm.node or self._node if vm is not None else self._node
+    def _owner_of_disk(self, disk_id: str) -> str:
+        disk = self._store.get(DiskRecord, disk_id)
+        if disk is None:
+            return self._node
+        vm = self._store.get(VmRecord, disk.vm or "")
+        return (vm.node if vm is not None else None) or self._nearest(disk.nodes)
 
     def _with_backend(self, backend: str | None) -> str:
         every = self._store.all(BackendRecord)

@@ -11,7 +11,7 @@ from contextlib import contextmanager, suppress
 from typing import Protocol
 
 from mcvirt import names
-from mcvirt.errors import Conflict, DeadlinePassed, McvirtError, VmNotFound
+from mcvirt.errors import Conflict, DeadlinePassed, McvirtError, NotFound, VmNotFound
 from mcvirt.types.drbd import ResourceState
 from mcvirt.types.verification import Verification
 from mcvirtd.drbd.comparing import Comparison, Kernel
@@ -61,6 +61,8 @@ def replicated(store: Store, name: str) -> list[DiskRecord]:
     """The replicated hard drives of the virtual machine *name*; if none is called so, the one that has it as its ID."""
     if store.get(VmRecord, name) is None:
         disk = store.get(DiskRecord, name)
+        if disk is None and names.is_id(name, "hd"):
+            raise NotFound(kind="hard drive", name=name, hint=" `mcvirt hard-drive list` shows all of them.")
         if disk is None:
             raise VmNotFound(name=names.printable(name))
         if disk.replica is None:

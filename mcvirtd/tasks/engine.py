@@ -32,13 +32,22 @@ from mcvirtd.tasks.transaction import Journal
 log = logging.getLogger(__name__)
 # An error may carry what JSON has no form for; that must not keep its task from ending.
 _encode = msgspec.json.Encoder(enc_hook=str).encode
-_decode = msgspec.json.Decoder(TaskNews).decode
 
 MOST_AT_ONCE = 64
 LONGEST_WAIT = 30.0
 SETTLING = "settle"
 INTERRUPTED = "mcvirtd stopped while it was at work"
 CLOSING = "the end of mcvirtd"
+
+
+class _Kept(TaskNews, frozen=True, kw_only=True):
+    """A task as the state file has it. *verdict* is what settling has found out so far, while not all is settled."""
+
+    verdict: tuple[str, bool] | None = None
+
+
+_decode = msgspec.json.Decoder(TaskNews).decode
+_decode_kept = msgspec.json.Decoder(_Kept).decode
 
 
 class Tasks:
@@ -229,12 +238,13 @@ class Tasks:
             due = self._journal.due().get(task_id, [])
             unfinished = "SELECT data FROM task WHERE id = ? AND state IN ('RUNNING', 'STUCK')"
             for (data,) in self._store.query(unfinished, (task_id,)):
-                return [self._settle_one(_decode(data).info, due)]
+                return [self._settle_one(_decode_kept(data), due)]
             return self._settle_lost(task_id) if due and not self._journal.at_work(task_id) else []
 
     def _settle_lost(self, task_id: str) -> Sequence[TaskInfo]:
-        info = Task(SETTLING, "", SYSTEM, self._node, task_id=task_id).info()
-        with working_for(Task(SETTLING, "", SYSTEM, self._node, task_id=task_id)):
+        task = Task(SETTLING, "", SYSTEM, self._node, task_id=task_id)
+        info = task.info()
+        with working_for(task):
             remains = self._journal.settle(task_id)
         if not remains:
             log.warning("what was left of operation %s has been settled", task_id)
@@ -245,12 +255,14 @@ class Tasks:
         )
         self._store.execute(
             "REPLACE INTO task VALUES (?, ?, ?, ?)",
-            (task_id, stuck.state.value, time.time(), _encode(TaskNews(info=stuck))),
+            (task_id, stuck.state.value, time.time(), _encode(_Kept(info=stuck, verdict=task.verdict))),
         )
         return [stuck]
 
-    def _settle_one(self, info: TaskInfo, directions: Sequence[str]) -> TaskInfo:
+    def _settle_one(self, kept: _Kept, directions: Sequence[str]) -> TaskInfo:
+        info = kept.info
         task = Task("settle " + info.operation, info.target, info.user, self._node, task_id=info.id)
+        task.verdict = kept.verdict
         with working_for(task):
             remains = self._journal.settle(info.id)
         was_stuck = info.state is TaskState.STUCK
@@ -273,7 +285,7 @@ class Tasks:
         ended = msgspec.structs.replace(
             info, state=state, finished=datetime.now(UTC), error=error, remains=text, version=info.version + 1
         )
-        self._save(TaskNews(info=ended))
+        self._save(_Kept(info=ended, verdict=task.verdict if remains else None))
         log.warning("task %s (%s of %s) settled: %s %s", info.id, info.operation, info.target, state.value, text)
         return ended
 

@@ -51,7 +51,8 @@ def _verify(context: Context) -> None:
     ways = [bool(args.vm_name) and not args.history, args.all, args.history, settings]
     if ways.count(True) != 1:
         raise UsageError(
-            "Name one virtual machine, or one of --all, --history and --schedule.", "`mcvirt verify --help` explains."
+            "Name one virtual machine, the ID of one hard drive, or one of --all, --history and --schedule.",
+            "`mcvirt verify --help` explains.",
         )
     if settings:
         _schedule(context)

@@ -133,3 +133,8 @@ def test_info_shows_the_sides_of_replicated_drives_only(capsys: pytest.CaptureFi
     assert run_with(Client(vms__info=msgspec.structs.replace(INFO, disks=(disk,))), "info web1") == 0
     out = capsys.readouterr().out
     assert "DRBD Role" in out and "n2" in out and "In Sync" in out
+
+
+def test_verify_with_nothing_named_says_what_can_be(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run_with(Client(), "verify") == 2
+    assert "Name one virtual machine, the ID of one hard drive, or one of --all" in capsys.readouterr().err

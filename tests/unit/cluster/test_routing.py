@@ -9,12 +9,13 @@ from typing import Any
 import pytest
 
 from mcvirt.api.storage import HardDriveApi
+from mcvirt.api.verification import VerificationApi
 from mcvirt.api.vm import VmApi
 from mcvirt.rpc.contract import operations
 from mcvirt.types.storage import BackendType
-from mcvirt.types.vm import DiskSpec, VmSpec
+from mcvirt.types.vm import DiskDriver, DiskSpec, StorageType, VmSpec
 from mcvirtd.cluster.routing import Router
-from mcvirtd.state.records import BackendRecord, NodeRecord, VmRecord
+from mcvirtd.state.records import BackendRecord, DiskRecord, NodeRecord, VmRecord
 from mcvirtd.state.store import Store
 
 
@@ -75,3 +76,35 @@ def test_a_volume_is_imported_where_it_can_be(router: Router, vm: str | None, ba
 def test_a_machine_is_created_on_one_of_its_nodes(router: Router, nodes: tuple[str, ...], node: str) -> None:
     spec = VmSpec(name="new1", memory=1, cpu_count=1, nodes=nodes)
     assert owner(router, VmApi, "create", spec=spec) == node
+
+
+@pytest.mark.parametrize(
+    ("vm", "nodes", "node"),
+    [
+        (None, ("n2", "n3"), "n2"),
+        (None, ("n2", "n1"), "n1"),
+        ("web3", ("n2", "n3"), "n3"),
+        ("web1", ("n1", "n2"), "n1"),
+        ("loose", ("n2", "n3"), "n2"),
+    ],
+)
+def test_a_hard_drive_is_repaired_where_its_machine_or_else_a_side_of_it_is(
+    router: Router, vm: str | None, nodes: tuple[str, ...], node: str
+) -> None:
+    with router._store.change() as change:
+        change.put(
+            DiskRecord(
+                id="hd-1",
+                volume="v",
+                backend="here",
+                size=1,
+                driver=DiskDriver.VIRTIO,
+                storage_type=StorageType.DRBD,
+                nodes=nodes,
+                vm=vm,
+                slot=1 if vm else None,
+            )
+        )
+    assert owner(router, VerificationApi, "resync", name="hd-1") == node
+    assert owner(router, VerificationApi, "verify_disk", disk="hd-1") == node
+    assert owner(router, VerificationApi, "resync", name="hd-2") == "n1"

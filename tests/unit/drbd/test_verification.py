@@ -723,7 +723,8 @@ def test_what_is_no_machine_and_no_replicated_hard_drive_is_refused(world: World
     with world.store.change() as change:
         change.put(disk_record(0, replica=None, vm=None, slot=None))
     assert "is not replicated" in str(error(lambda: world.service.verify(IDS[0])))
-    assert isinstance(error(lambda: world.service.verify(IDS[2])), VmNotFound)
+    assert isinstance(error(lambda: world.service.verify("web9")), VmNotFound)
+    assert f"There is no hard drive called '{IDS[2]}'." in str(error(lambda: world.service.verify(IDS[2])))
 
 
 def test_what_a_growth_has_left_is_copied_from_where_the_machine_is_by_now(world: World) -> None:

@@ -14,7 +14,7 @@ import msgspec
 import pytest
 
 from mcvirt.types.task import TaskState
-from mcvirtd.tasks.task import Task, working_for
+from mcvirtd.tasks.task import Task, current_task, working_for
 from mcvirtd.tasks.transaction import Transaction
 from tests.unit.tasks.workshop import Workshop, network
 
@@ -64,6 +64,41 @@ def test_a_dead_task_is_undone_or_finished(
     assert (shop.tasks.settle(), shop.log) == ([], log)
     if state is TaskState.FAILED:
         assert "mcvirtd stopped while it was at work" in str(info.error)
+    shop.close()
+
+
+def test_what_one_try_to_settle_found_out_is_known_to_the_next(tmp_path: Path) -> None:
+    def shop_that_notes(*stuck: str) -> Workshop:
+        def note(name: str) -> None:
+            shop.finish(name)
+            task = current_task()
+            task.conclude(" ".join((*(task.verdict or ())[:1], f"{name} was interrupted.")), done=False)
+
+        shop = Workshop(tmp_path, set())
+        shop.stuck = set(stuck)
+        shop.journal.register("note", note)
+        return shop
+
+    shop = shop_that_notes()
+    task = Task("thing.make", "web1", "bob", "n1")
+    shop.store.execute(
+        "INSERT INTO task VALUES (?, ?, ?, ?)", (task.id, "RUNNING", time.time(), msgspec.json.encode(task.news(-1, 0)))
+    )
+    with working_for(task):
+        tx = Transaction(shop.journal, 1)
+        for act, name in (("finish", "limit"), ("note", "x"), ("note", "y")):
+            tx.redo(act, name=name)
+    shop.store.close()
+    for stuck in (("limit", "y"), ("limit",)):
+        shop = shop_that_notes(*stuck)
+        (info,) = shop.tasks.settle()
+        assert (info.state, shop.tasks.news(task.id).info) == (TaskState.STUCK, info)
+        shop.store.close()
+    shop = shop_that_notes()
+    (info,) = shop.tasks.settle()
+    assert info.state is TaskState.FAILED
+    assert info.error is not None
+    assert info.error["text"] == "mcvirtd stopped while it was at work. x was interrupted. y was interrupted."
     shop.close()
 
 
