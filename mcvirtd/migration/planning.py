@@ -109,7 +109,7 @@ class MigrationPlanner:
         if self._unsettled(vm.name):
             text = f"An earlier migration of '{vm.name}' is not settled yet; `mcvirt task list` shows it."
             text = text if itself.ok else f"{itself.text} {text}"
-            itself = MigrationCheck(name=itself.name, ok=False, text=text, transient=itself.ok)
+            itself = MigrationCheck(name=itself.name, ok=False, text=text, transient=itself.ok or itself.transient)
         found = [itself]
         found.append(self._look("Node", "it may run there.", lambda: self._check_node(vm, ticket)))
         check_disks = self._look("Disks", "they can go there.", lambda: self._check_disks(machine, ticket))

@@ -9,16 +9,20 @@ import pytest
 
 from mcvirt.errors import McvirtError, NodeUnreachable
 from mcvirt.types.arrival import Place, Traveller
-from mcvirt.types.migration import Migration, MigrationCheck
+from mcvirt.types.migration import Migration, MigrationCheck, MigrationPlan
 from mcvirt.units import MIB
+from mcvirtd.auth.rights import Rights
+from mcvirtd.migration import waiting
 from mcvirtd.migration.disks import CopiedDisks, DisksOfMachines
 from mcvirtd.migration.planning import MigrationPlanner
 from mcvirtd.migration.volumes import Copies
 from mcvirtd.state.records import BackendRecord, DiskRecord, VmRecord
+from mcvirtd.tasks.task import Task, working_for
 from mcvirtd.vm.design import AcceleratorOfNode
 from tests.unit.vm.world import World
 
 ONLINE = Migration(node="n2", online=True, copy_storage=True)
+SETTLED_AFTER = 3
 
 
 class Source:
@@ -28,6 +32,7 @@ class Source:
         self.world = world
         self.asked: list[Traveller] = []
         self.away: McvirtError | None = None
+        self.unsettled = False
         (disk,) = world.store.all(DiskRecord).values()
         self.place = Place(checks=(MigrationCheck(name="All", ok=True, text=""),), disks={disk.id: "/there"})
         self.planner = MigrationPlanner(
@@ -37,7 +42,7 @@ class Source:
             accelerator=AcceleratorOfNode(lambda: ("tcg", "simulated")),
             ask=self.ask,
             reachable=lambda _: self.away is None,
-            unsettled=lambda _: False,
+            unsettled=lambda _: self.unsettled,
             clock=lambda: 0.0,
         )
 
@@ -95,3 +100,45 @@ def test_what_may_pass_is_told_apart(source: Source) -> None:
     assert failed() == {"Node": False, "Disks": True}
     assert source.world.start() is None
     assert failed()["Virtual machine"] is False
+
+
+def test_what_is_not_settled_yet_only_delays_a_wait(source: Source) -> None:
+    def about_itself() -> MigrationCheck:
+        checks = source.planner.prepare("web1", Migration(node="n2"), "bob").plan.checks
+        (found,) = (check for check in checks if check.name == "Virtual machine")
+        assert ("is not settled yet" in found.text) == source.unsettled
+        return found
+
+    assert about_itself().ok
+    source.unsettled = True
+    found = about_itself()
+    assert not found.ok and found.transient
+    # So it does together with what may pass as well: mcvirtd and libvirt have just started again.
+    source.world.hypervisor.connected = False
+    found = about_itself()
+    assert not found.ok and found.transient and "libvirt" in found.text
+    source.world.hypervisor.connected = True
+    # Together with what stays it is told, and no reason to wait.
+    assert source.world.start() is None
+    found = about_itself()
+    assert not found.ok and not found.transient and "is running" in found.text
+
+
+def test_wait_lasts_until_it_is_settled(source: Source, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(waiting, "_LOOK_AGAIN", 0.01)
+    world = source.world
+    with world.store.change() as change:
+        change.edit(BackendRecord, "pool", shared=True)
+        change.edit(VmRecord, "web1", nodes=("n1", "n2"))
+    looks: list[bool] = []
+
+    def look() -> MigrationPlan:
+        source.unsettled = len(looks) < SETTLED_AFTER
+        plan = source.planner.prepare("web1", Migration(node="n2"), "bob").plan
+        looks.append(plan.ok)
+        return plan
+
+    waits = waiting.Waits(world.ground, Rights(world.store), lambda: False, lambda _: None)
+    with working_for(Task("migration.migrate", "web1", "bob", "n1")):
+        waits.until_possible(look)
+    assert looks == [False] * SETTLED_AFTER + [True]
