@@ -84,8 +84,8 @@ def calm(cluster: Cluster) -> None:
 
 
 def orphans(cluster: Cluster) -> list[str]:
-    """Volumes, resource files and resources that belong to no hard drive, asked of LVM and the kernel; and claims, sides
-    that are to be deleted, and dues."""
+    """Volumes, resource files and resources that belong to no hard drive, asked of LVM and the kernel; and the claims,
+    sides to be deleted and dues that there are."""
     known = {disk["id"] for disk in cluster[1].json("hard-drive", "list")}
     found = []
     for node in cluster.nodes:
