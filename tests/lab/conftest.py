@@ -35,8 +35,10 @@ def _or_skipped() -> Iterator[None]:
         pytest.skip(str(reason))
 
 
-_BY = ("idle_node", "node", "lab", "idle_lab", "cluster", "prepared", "moving", "cluster3", "alongside_ended")
-_NODES = {"lab": 2, "idle_lab": 2, "cluster": 2, "prepared": 2, "moving": 2, "cluster3": 3, "blank_node": 3}
+_TWO = ("lab", "idle_lab", "cluster", "prepared", "moving")
+_THREE = ("cluster3", "replacing")
+_BY = ("idle_node", "node", *_TWO, *_THREE, "alongside_ended")
+_NODES = dict.fromkeys(_TWO, 2) | dict.fromkeys((*_THREE, "blank_node"), 3)
 
 
 class Labs:

@@ -17,12 +17,10 @@ BLOCK = 4096
 
 
 def can_replicate(cluster: Cluster) -> Cluster:
-    """Enable DRBD on two joined nodes, with the storage backend vg on both."""
+    """Enable DRBD on joined nodes, with the storage backend vg on all."""
     cluster[1].mcvirt("drbd", "enable", within=120)
-    cluster[1].mcvirt(
-        *("storage", "create", "vg", "--type", "Lvm", "--volume-group-name", "vg0"),
-        *("--node", "node1", "--node", "node2"),
-    )
+    nodes = [word for node in cluster.nodes for word in ("--node", node.name)]
+    cluster[1].mcvirt("storage", "create", "vg", "--type", "Lvm", "--volume-group-name", "vg0", *nodes)
     return cluster
 
 

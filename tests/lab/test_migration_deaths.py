@@ -8,7 +8,7 @@ always told.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -16,8 +16,8 @@ import pytest
 
 from tests.lab.cache import took
 from tests.lab.cluster import Cluster
+from tests.lab.deaths import DEATHS, HERE, THERE, Death, power
 from tests.lab.moved import Guest, sends, slow
-from tests.lab.node import Node
 from tests.lab.replicated import can_replicate
 from tests.lab.trouble import arm, calm, reached, trouble
 
@@ -25,7 +25,6 @@ if TYPE_CHECKING:
     from tests.lab.conftest import Labs
 
 READY = "ready"
-HERE, THERE = 0, 1
 
 
 class Step(NamedTuple):
@@ -49,54 +48,6 @@ STEPS = {
 }
 
 
-def kill(node: Node) -> Callable[[], None]:
-    """Its daemon; systemd starts it again."""
-    node.kill()
-    return lambda: None
-
-
-def power(node: Node) -> Callable[[], None]:
-    """Its power."""
-    node.power_off()
-    return node.boot
-
-
-def link(node: Node) -> Callable[[], None]:
-    """The cluster's network."""
-    node.cut()
-    return node.heal
-
-
-def libvirtd(node: Node) -> Callable[[], None]:
-    """libvirt, until somebody starts it again."""
-    node.succeed("systemctl stop libvirtd.socket libvirtd-ro.socket libvirtd-admin.socket libvirtd")
-    return lambda: node.succeed("systemctl start libvirtd.socket libvirtd") and None
-
-
-def hang(node: Node) -> Callable[[], None]:
-    """Its daemon, which keeps all its connections."""
-    node.freeze()
-    return node.thaw
-
-
-class Death(NamedTuple):
-    """What dies on which node, and what is to be done for it to live again."""
-
-    node: int
-    of: Callable[[Node], Callable[[], None]]
-
-
-DEATHS = {
-    "the daemon here": Death(HERE, kill),
-    "the daemon there": Death(THERE, kill),
-    "the power here": Death(HERE, power),
-    "the power there": Death(THERE, power),
-    "the link": Death(THERE, link),
-    "libvirtd here": Death(HERE, libvirtd),
-    "libvirtd there": Death(THERE, libvirtd),
-    "the daemon here hangs": Death(HERE, hang),
-    "the daemon there hangs": Death(THERE, hang),
-}
 SAMPLE = (("sending", "the daemon here"), ("becoming Secondary here", "the power there"))
 
 

@@ -40,8 +40,8 @@ with tempfile.TemporaryDirectory() as place:
     for path in Path("/var/lib/mcvirt").glob("state.db*"):
         shutil.copy(path, place)
     db = sqlite3.connect(f"{place}/state.db")
-    for row in db.execute("SELECT key FROM record WHERE kind = 'replica_claim'"):
-        print("claim of", row[0])
+    for row in db.execute("SELECT kind, key FROM record WHERE kind IN ('replica_claim', 'former_leg')"):
+        print(*row)
     for row in db.execute("SELECT direction, act, arguments FROM journal"):
         print("due:", *row)
 """
@@ -89,7 +89,8 @@ def due(node: Node) -> list[str]:
 
 
 def orphans(cluster: Cluster) -> list[str]:
-    """Volumes, resource files, resources, claims and dues that belong to no hard drive; asked of LVM and the kernel."""
+    """Volumes, resource files and resources that belong to no hard drive, asked of LVM and the kernel; and the claims,
+    sides to be deleted and dues that there are."""
     known = {disk["id"] for disk in cluster[1].json("hard-drive", "list")}
     found = []
     for node in cluster.nodes:
