@@ -102,6 +102,7 @@ def test_sides_that_are_not_equal_or_lose_each_other(drbd: Cluster) -> None:
         assert f"Hard drive {guest.disk} can't be migrated" in said and "differ" in said, said
 
 
+@pytest.mark.long
 def test_guest_that_changes_its_memory_faster_than_it_can_be_sent(drbd: Cluster) -> None:
     """It stays where it is when the deadline has passed, and goes as soon as it may stand still for longer."""
     first, second = drbd.nodes
