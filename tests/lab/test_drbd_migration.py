@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 
 from tests.lab.cluster import Cluster
@@ -10,7 +12,11 @@ from tests.lab.node import Node
 from tests.lab.replicated import can_replicate
 
 MIGRATIONS = 3
-REFUSED = 3
+DEADLINE = 40
+"""Seconds, of which QEMU's start on the other node takes some. Given many more, QEMU slows a guest down until its
+memory can be sent."""
+ROUNDS = 2
+FAILED, REFUSED = 1, 3
 
 
 @pytest.fixture
@@ -94,3 +100,39 @@ def test_sides_that_are_not_equal_or_lose_each_other(drbd: Cluster) -> None:
     for node in drbd.nodes:
         said = refused(node, "--node", "node1")
         assert f"Hard drive {guest.disk} can't be migrated" in said and "differ" in said, said
+
+
+@pytest.mark.long
+def test_guest_that_changes_its_memory_faster_than_it_can_be_sent(drbd: Cluster) -> None:
+    """It stays where it is when the deadline has passed, and goes as soon as it may stand still for longer."""
+    first, second = drbd.nodes
+    guest = Guest.create(drbd, greedy=True)
+    first.mcvirt("start", "web1", within=120)
+    ticks = guest.counts(first, boots=1)
+    events = Events(drbd)
+
+    words = ("--node", "node2", "--online", "--max-downtime", "1", "--deadline", str(DEADLINE))
+    with slow(drbd):
+        task = first.mcvirt("migrate", "web1", *words, "--no-wait", within=120).strip()
+        # All of it has been sent, and what was changed meanwhile.
+        first.wait_until(lambda: rounds(first, "web1") >= ROUNDS, within=DEADLINE, what="it is sent again")
+        watched = first.run(f"mcvirt task watch {task}", within=120)
+        guest.wait_closed()
+    assert watched.returncode == FAILED, watched
+    assert f"within {DEADLINE} s" in watched.stderr and "on node 'node1' as before" in watched.stderr, watched
+    assert guest.settled() == 1
+    ticks = guest.counts(first, boots=1, beyond=ticks)
+    assert second.virsh("list", "--all", "--name") == ""
+
+    first.mcvirt("migrate", "web1", "--node", "node2", "--online", "--max-downtime", "60000", within=180)
+    assert guest.settled() == 2
+    guest.counts(second, boots=1, beyond=ticks)
+    assert events.other_than_connected() == []
+    first.mcvirt("stop", "web1")
+    first.mcvirt("verify", "web1", within=120)
+
+
+def rounds(node: Node, name: str) -> int:
+    """How often its memory has been gone through."""
+    found = re.search(r"Iteration:\s+([0-9]+)", node.run(f"virsh domjobinfo {name}").stdout)
+    return int(found[1]) if found is not None else 0
