@@ -254,6 +254,7 @@ class DrbdHere:
             if len(disk.nodes) > 1:  # the other node may have been removed; then the file is the one that was
                 self.verbs.write_resource(resource_of(self._store, disk, self._node))
             self.verbs.up(name)
+            self._seen.add(name)  # the kernel's event of it may come after the next time
             self._faults.pop(name, None)
             log.info("DRBD resource %s is up", name)
         except McvirtError as error:

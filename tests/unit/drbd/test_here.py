@@ -335,7 +335,9 @@ def test_what_all_resources_have_in_common_is_written_again_where_it_was_replace
     assert "theirs is in /etc/drbd.d/other" in caplog.text
 
 
-def test_what_was_stored_while_this_node_was_away_is_brought_up_when_it_has_heard_of_it(world: World) -> None:
+def test_what_was_stored_while_this_node_was_away_is_brought_up_when_it_has_heard_of_it(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
     world.enable()
     world.kernel.say(*up())
     world.here.start()
@@ -345,6 +347,7 @@ def test_what_was_stored_while_this_node_was_away_is_brought_up_when_it_has_hear
     assert disk is not None
     with world.store.change() as change:
         change.put(msgspec.structs.replace(disk, id="hd-2", replica=Replica(minor=5, port=7793, secret="s" * 32)))
+    monkeypatch.setattr(world.kernel, "say", lambda *_: None)  # the event of it is late
     world.here.settle()
     world.here.settle()
     assert world.kernel.done.count("up mcvirt-hd-2") == 1 and f"up {NAME}" not in world.kernel.done
