@@ -56,7 +56,8 @@ class Travelling:
         return [name for name in node.lvs() if "mcvirt-hd-" in name]
 
 
-@pytest.mark.parametrize("kind", ["thick", pytest.param("thin", marks=pytest.mark.long)])
+@pytest.mark.long
+@pytest.mark.parametrize("kind", ["thick", "thin"])
 def test_it_goes_there_and_back_with_its_disk(cluster: Cluster, kind: str) -> None:
     travelling = Travelling(cluster, kind)
     travelling.runs_on(1)
