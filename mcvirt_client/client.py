@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Self, TypeVar, cast
 
 import msgspec
 
-from mcvirt.errors import McvirtError, NotAuthenticated, SessionRefused
+from mcvirt.errors import AnswerLost, McvirtError, NodeUnreachable, NotAuthenticated, SessionRefused
 from mcvirt.rpc.proxy import make_client
 from mcvirt.rpc.transport import CALL_TIMEOUT, Connection, client_context, configure
 from mcvirt_client import discovery
@@ -84,7 +84,10 @@ def _no_tasks(task: str, operation: Operation) -> msgspec.Raw:
 
 
 class _Wire:
-    """A connection that gets its token when it is first needed, and once more if the daemon's door refuses it."""
+    """A connection that gets its token when it is first needed, and once more if the daemon's door refuses it.
+
+    If the daemon can't be reached, and its CA has been exchanged since its file was read, the new one counts.
+    """
 
     def __init__(
         self, endpoint: discovery.Endpoint, token: str | None, renew: Callable[[], str] | None, timeout: float
@@ -103,6 +106,16 @@ class _Wire:
         connection = self._connection or self._open()
         try:
             return connection.call(object_id, method, arguments, timeout=timeout)
+        except AnswerLost:
+            raise
+        except NodeUnreachable:
+            # There was no connection, so the call was not made.
+            endpoint = discovery.read_again(self._endpoint)
+            if endpoint == self._endpoint:
+                raise
+            self.close()
+            self._endpoint, self._context = endpoint, None
+            return self._open().call(object_id, method, arguments, timeout=timeout)
         except SessionRefused:
             # The handshake was refused, so the call was not made, and can be made with a new session.
             if self._renew is None:

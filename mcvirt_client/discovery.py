@@ -18,13 +18,15 @@ RUN_DIR = "/run/mcvirt"
 class Endpoint(msgspec.Struct, frozen=True, kw_only=True):
     """A daemon's address and the PEM text of the CA to trust.
 
-    *root_token* is the path of the local root user's token; it is None for daemons that were named by host.
+    *ca_path* is where that text was read. *root_token* is the path of the local root user's token; it is None for
+    daemons that were named by host.
     """
 
     host: str
     port: int
     node: str
     ca_pem: str
+    ca_path: str | None = None
     root_token: str | None = None
 
     @property
@@ -49,7 +51,8 @@ def find(
     """
     run_dir = run_dir or os.environ.get("MCVIRT_RUN_DIR") or RUN_DIR
     if host is not None:
-        return Endpoint(host=host, port=port or DEFAULT_PORT, node=host, ca_pem=_read_ca(ca_file, run_dir))
+        ca_path = _ca_path(ca_file, run_dir)
+        return Endpoint(host=host, port=port or DEFAULT_PORT, node=host, ca_pem=_text(ca_path), ca_path=ca_path)
     path = os.path.join(run_dir, "endpoint.json")
     try:
         with open(path, "rb") as file:
@@ -59,23 +62,35 @@ def find(
         raise NodeUnreachable(node=socket.gethostname(), reason=why) from None
     except msgspec.DecodeError as error:
         raise NodeUnreachable(node=socket.gethostname(), reason=f"{path} is damaged ({error}).") from None
+    ca_path = ca_file or os.path.join(run_dir, "ca.pem")
     return Endpoint(
         host=local.host,
         port=port or local.port,
         node=local.node,
-        ca_pem=_text(ca_file or os.path.join(run_dir, "ca.pem")),
+        ca_pem=_text(ca_path),
+        ca_path=ca_path,
         root_token=os.path.join(run_dir, "root.token"),
     )
 
 
-def _read_ca(ca_file: str | None, run_dir: str) -> str:
+def read_again(endpoint: Endpoint) -> Endpoint:
+    """*endpoint* with the CA that its file has now: a node that joins or leaves a cluster gets another one.
+
+    Raises BadArgument if the file is gone, or is none any more.
+    """
+    if endpoint.ca_path is None:
+        return endpoint
+    return msgspec.structs.replace(endpoint, ca_pem=_text(endpoint.ca_path))
+
+
+def _ca_path(ca_file: str | None, run_dir: str) -> str:
     named = ca_file or os.environ.get("MCVIRT_CA_FILE")
     if named:
-        return _text(named)
+        return named
     own = os.path.join(os.path.expanduser("~"), ".config", "mcvirt", "ca.pem")
     for path in (own, os.path.join(run_dir, "ca.pem")):
         if os.path.exists(path):
-            return _text(path)
+            return path
     raise BadArgument(
         what="CA certificate",
         why=f"none was found. Copy {RUN_DIR}/ca.pem from a node to {own}, or name the copy with --ca-file.",

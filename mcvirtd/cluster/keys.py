@@ -40,6 +40,7 @@ class Keys:
         self._trust = trust
         self._listens = tuple(listens)
         self._lock = threading.RLock()
+        self._trusted = b""
         self.identity = self.settle(keep_before=True)
 
     @property
@@ -87,9 +88,11 @@ class Keys:
 
     def _load(self, address: str | None) -> pki.Identity:
         found = pki.ensure(self._state / pki.DIRECTORY, self._node, self._addresses(address))
-        self._server_context = tls.server_context(found)
-        self._peer_context = tls.peer_context(found)
-        pki.publish_trust(found, self._trust)
+        server_context, self._peer_context = tls.server_context(found), tls.peer_context(found)
+        # Who reads it at any time trusts whom they meet then, or finds another one there when they read it again.
+        pki.publish_trust(found, self._trust, and_still=self._trusted)
+        self._server_context = server_context
+        self._trusted = pki.publish_trust(found, self._trust)
         self.identity = found
         return found
 

@@ -192,9 +192,14 @@ def authority_files(identity: Identity) -> tuple[bytes, bytes]:
     return _read(identity.ca_key, secret=True), _read(identity.trust)
 
 
-def publish_trust(identity: Identity, path: Path) -> None:
-    """Copy what this node trusts to *path*, readable by all: users' clients need it, and may not look into ours."""
-    _write(path, _read(identity.trust), mode=0o644)
+def publish_trust(identity: Identity, path: Path, *, and_still: bytes = b"") -> bytes:
+    """Copy what this node trusts to *path*, readable by all: users' clients need it, and may not look into ours.
+
+    What is trusted besides, *and_still*, follows it. Returns what this node trusts.
+    """
+    trusted = _read(identity.trust)
+    _write(path, trusted if and_still == trusted else trusted + and_still, mode=0o644)
+    return trusted
 
 
 def _moment(now: datetime.datetime | None) -> datetime.datetime:

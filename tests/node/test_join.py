@@ -8,6 +8,8 @@ import json
 import os
 import re
 import sqlite3
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -123,6 +125,44 @@ def test_three_nodes_become_one_cluster(blank: ClusterNodes) -> None:
         node.start_daemon()
     whole(one, two, three)
     assert logs_in(two, "alice")
+
+
+_ASKS = """
+import select, sys
+from mcvirt_client import Client
+kept = Client.connect()
+asked = 0
+while not select.select([sys.stdin], [], [], 0)[0]:
+    with Client.connect() as fresh:
+        fresh.nodes.list()
+    kept.go_on()  # ends the connection, and keeps the CA that was read in the beginning
+    kept.nodes.list()
+    asked += 1
+    if asked == 1:
+        print("asks", flush=True)
+print(asked)
+"""
+
+
+def test_who_asks_a_node_while_its_keys_are_exchanged_is_answered(blank: ClusterNodes) -> None:
+    one, two, _ = blank
+    asking = two.host.popen(
+        [sys.executable, "-c", _ASKS],
+        env={**os.environ, **two.client_env()},
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    with asking:
+        assert asking.stdout and asking.stdout.readline() == "asks\n"
+        for _ in range(3):
+            join(one, two)
+            one.mcvirt("cluster", "remove-node", "--node", "node2")
+            until(lambda: is_blank(two))
+        said, error = asking.communicate("", timeout=30)
+    assert asking.returncode == 0, error
+    assert int(said) > 20
 
 
 def test_dry_run_changes_nothing_and_leaves_the_string_good(blank: ClusterNodes) -> None:
