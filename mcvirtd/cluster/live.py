@@ -22,8 +22,8 @@ from mcvirt.types.vm import PowerState
 from mcvirtd.hypervisor.states import DomainState, Subscriber
 
 log = logging.getLogger(__name__)
-LOOK_EVERY = 1.0
-MEASURE_EVERY = 2.0
+LOOK_EVERY = 2.0
+MEASURE_EVERY = 4.0
 
 
 class Hypervisor(Protocol):

@@ -350,8 +350,10 @@ class Peers:
                     log.warning("node %s does not answer: %s", link.name, _why(error))
             except Exception:
                 log.exception("a heartbeat for node %s failed", link.name)
-            resting.wait(_SHORTEST_PAUSE)
+            ended = time.monotonic()
             link.wake.wait(pause)
+            if (left := ended + _SHORTEST_PAUSE - time.monotonic()) > 0:
+                resting.wait(left)
         connection.close()
 
     def _new_pulse(self, link: _Link) -> Connection:
