@@ -6,7 +6,7 @@ import contextlib
 import functools
 import os
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +49,11 @@ class Labs:
         self._most = most
         self._lab: Lab | None = None
         self._cluster: Cluster | None = None
+
+    @property
+    def nodes(self) -> Sequence[Node]:
+        """Those there are."""
+        return self._lab.nodes if self._lab is not None else ()
 
     def fresh(self, count: int) -> Lab:
         """Nodes that have just been installed."""
@@ -102,10 +107,14 @@ class Labs:
             lab.close()
 
 
+_LABS = pytest.StashKey[Labs]()
+
+
 @pytest.fixture(scope="session")
 def labs(request: pytest.FixtureRequest) -> Iterator[Labs]:
     names = {name for item in request.session.items for name in getattr(item, "fixturenames", ())}
     kept = Labs(max((_NODES[name] for name in names if name in _NODES), default=1))
+    request.session.stash[_LABS] = kept
     yield kept
     kept.close()
 
@@ -186,13 +195,13 @@ def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) ->
     report = outcome.get_result()
     if not report.failed or report.when == "teardown":
         return
-    nodes: dict[str, Node] = {}
-    for value in getattr(item, "funcargs", {}).values():
-        for found in [value] if isinstance(value, Node) else value.nodes if isinstance(value, Lab | Cluster) else []:
-            nodes[found.name] = found
+    labs = item.session.stash.get(_LABS, None)
+    if labs is None or not set(_BY).intersection(getattr(item, "fixturenames", ())):
+        return
+    # Whatever fixture has them: one that fails itself gives the test nothing to look through.
     directory = LOGS / re.sub(r"[^\w.-]+", "-", item.name)
-    for name, found in nodes.items():
-        report.sections.append((f"{name} (all of it in {directory.relative_to(ROOT)})", found.evidence()))
+    for found in labs.nodes:
+        report.sections.append((f"{found.name} (all of it in {directory.relative_to(ROOT)})", found.evidence()))
         save_journal(found, directory)
 
 

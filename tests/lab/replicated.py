@@ -68,7 +68,11 @@ class Disk:
         """Return when both kernels have both sides connected and up to date."""
         for node in self.cluster.nodes:
             node.wait_until(f"drbdadm cstate {self.resource} | grep -qx Connected", within=within)
-            node.wait_until(f"drbdadm dstate {self.resource} | grep -qx UpToDate/UpToDate", within=within)
+            node.wait_until(
+                f"drbdadm dstate {self.resource} | grep -x UpToDate/UpToDate || "
+                f"{{ drbdadm dstate {self.resource}; cat /proc/drbd; false; }}",
+                within=within,
+            )
 
     def role(self, node: Node) -> str:
         """What the kernel of a node calls its side."""
