@@ -44,7 +44,7 @@ class DrbdPeerApi:
 
     @remote(needs=Access.PEER, reads=True)
     def leg_command(self, disk: str, command: LegCommand) -> None:
-        """Have DRBD bring the leg up or down. Raises BadArgument for any other command."""
+        """Have DRBD bring the leg up or down, or copying wait or go on. Raises BadArgument for any other command."""
         raise NotImplementedError
 
     @remote(needs=Access.PEER, reads=True)

@@ -16,7 +16,8 @@ class ResourceState(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tru
 
     *done* is how many percent of a verification or a resync are behind it (None: none is going on), *open* whether a
     program has the device open (None: not known). *split_brain*: the kernel refused the other side's data since they
-    were connected last. *suspended*: what writes to the device waits. *read* is the kernel's counter of bytes that this
+    were connected last. *suspended*: what writes to the device waits. *resync_suspended* says who has copying wait,
+    "user" of this side or "peer" or both, or "no". *read* is the kernel's counter of bytes that this
     side's disk has read, by anybody; it begins anew every 2 TiB, and only who asks for one side is told.
     """
 
@@ -34,6 +35,7 @@ class ResourceState(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tru
     seconds_left: int | None = None
     open: bool | None = None
     suspended: bool = False
+    resync_suspended: str = "no"
     split_brain: bool = False
     read: int | None = None
 

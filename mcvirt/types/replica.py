@@ -39,4 +39,6 @@ class LegCommand(str, Enum):
     PRIMARY_FORCED = "primary --force"
     SECONDARY = "secondary"
     NEW_CURRENT_UUID_CLEAN = "new-current-uuid --clear-bitmap"
+    PAUSE_SYNC = "pause-sync"
+    RESUME_SYNC = "resume-sync"
     RESIZE_CLEAN = "resize --assume-clean"

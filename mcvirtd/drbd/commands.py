@@ -83,6 +83,14 @@ def new_current_uuid(handle: Handle, *, clear_bitmap: bool) -> list[str]:
     return _setup("new-current-uuid", handle.minor, *(["--clear-bitmap"] if clear_bitmap else []))
 
 
+def pause_sync(handle: Handle) -> list[str]:
+    return _setup("pause-sync", handle.minor)
+
+
+def resume_sync(handle: Handle) -> list[str]:
+    return _setup("resume-sync", handle.minor)
+
+
 def resize(resource: str, *, assume_clean: bool) -> list[str]:
     return _adm("resize", resource, *(["--assume-clean"] if assume_clean else []))
 

@@ -20,13 +20,21 @@ from typing import TypeVar
 
 import msgspec
 
-from mcvirt.errors import Conflict, Failed, McvirtError, NodeUnreachable, TaskCancelled, UndoIncomplete
+from mcvirt.errors import (
+    Conflict,
+    DeadlinePassed,
+    Failed,
+    McvirtError,
+    NodeUnreachable,
+    TaskCancelled,
+    UndoIncomplete,
+)
 from mcvirt.types.drbd import ResourceState
 from mcvirt.types.replica import LegCommand, LegSpec, Outlook
 from mcvirt.units import format_size
 from mcvirtd.drbd.claims import claim
 from mcvirtd.drbd.config import metadata_size, resource_name
-from mcvirtd.drbd.local_legs import Legs, States
+from mcvirtd.drbd.local_legs import AGREE_WITHIN, Legs, States
 from mcvirtd.drbd.reader import describe
 from mcvirtd.drbd.resources import being_replaced
 from mcvirtd.drbd.roles import Roles
@@ -44,7 +52,6 @@ T = TypeVar("T")
 
 UNDO_CREATE = "drbd.undo_create"
 CONNECT_WITHIN = 60.0
-AGREE_WITHIN = 60.0
 _ALPHABET = string.ascii_letters + string.digits
 _SECRET_LENGTH = 40
 _LOOK_FOR_CANCEL = 0.1
@@ -179,6 +186,11 @@ class ReplicatedDisks:
         with step("Connecting both sides"):
             self._wait(name, _connected, CONNECT_WITHIN)
             self._legs(self._node).command(plan.id, LegCommand.NEW_CURRENT_UUID_CLEAN)
+            # Once it is connected each kernel sends its state again, from a queue: "Inconsistent" may come after the
+            # other one has taken both for equal. That would not send it anything, and it not know. What is paused is
+            # told through the same queue, so that nothing older comes after it.
+            self._on_each(plan.nodes, lambda node: self._legs(node).command(plan.id, LegCommand.PAUSE_SYNC))
+            self._on_each(plan.nodes, lambda node: self._legs(node).command(plan.id, LegCommand.RESUME_SYNC))
             self._wait(name, _both_good, AGREE_WITHIN)
         replica = Replica(minor=leg.minor, port=leg.port, secret=leg.secret)
         record = plan.record(self._device_size(leg.minor))
@@ -368,7 +380,8 @@ class ReplicatedDisks:
         errors = {node: error for node, future in futures.items() if (error := future.exception()) is not None}
         for node, error in errors.items():
             log.error("the leg on node %s: %s", node, error)
-        for error in sorted(errors.values(), key=lambda error: isinstance(error, NodeUnreachable)):
+        # One that has waited in vain for the other is no reason if that has one.
+        for error in sorted(errors.values(), key=lambda error: isinstance(error, NodeUnreachable | DeadlinePassed)):
             if heed:
                 task.check()
             raise error

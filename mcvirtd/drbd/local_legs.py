@@ -30,6 +30,7 @@ from mcvirtd.storage.volumes import Progress, Volumes
 
 log = logging.getLogger(__name__)
 
+AGREE_WITHIN = 60.0
 DROP_WITHIN = 120.0
 """How long what makes a leg may take to hear that it is not wanted any more."""
 
@@ -50,6 +51,8 @@ class Verbs(Protocol):
     def invalidate(self, name: str) -> None: ...
     def verify(self, name: str) -> None: ...
     def new_current_uuid(self, name: str, *, clear_bitmap: bool = False) -> None: ...
+    def pause_sync(self, name: str) -> None: ...
+    def resume_sync(self, name: str) -> None: ...
     def resize(self, name: str, *, assume_clean: bool = False) -> None: ...
     def faults(self, address: str | None = None) -> list[str]: ...
     def missing(self) -> list[str]: ...
@@ -338,6 +341,12 @@ class LocalLegs:
                 raise  # the programs went, and what they had set up stays
             # Without them there never was one.
 
+    def _pause_sync(self, name: str) -> None:
+        """Tell the other side what this one is, and return when its word has come that it has done so too."""
+        self._states.wait(name, _is_good, AGREE_WITHIN)
+        self._verbs.pause_sync(name)
+        self._states.wait(name, _has_heard, AGREE_WITHIN)
+
     def _act(self, command: LegCommand, name: str) -> None:
         verbs = self._verbs
         acts: dict[LegCommand, Callable[[], None]] = {
@@ -347,6 +356,8 @@ class LocalLegs:
             LegCommand.PRIMARY_FORCED: lambda: verbs.primary(name, force=True),
             LegCommand.SECONDARY: lambda: verbs.secondary(name),
             LegCommand.NEW_CURRENT_UUID_CLEAN: lambda: verbs.new_current_uuid(name, clear_bitmap=True),
+            LegCommand.PAUSE_SYNC: lambda: self._pause_sync(name),
+            LegCommand.RESUME_SYNC: lambda: verbs.resume_sync(name),
             LegCommand.RESIZE_CLEAN: lambda: verbs.resize(name, assume_clean=True),
         }
         acts[command]()
@@ -391,6 +402,14 @@ class _Either(threading.Event):
 
     def is_set(self) -> bool:
         return self._one.is_set() or (self._other is not None and self._other.is_set())
+
+
+def _is_good(state: ResourceState | None) -> bool:
+    return state is not None and state.connected and state.disk == "UpToDate"
+
+
+def _has_heard(state: ResourceState | None) -> bool:
+    return state is not None and state.both_good and "peer" in state.resync_suspended
 
 
 def _checked(disk: str) -> str:

@@ -20,7 +20,7 @@ LOOK_WITHIN = 30.0
 ACT_WITHIN = 180.0
 SLOWEST_WIPE = 10 * MIB
 """Bytes a second. A thick volume is wiped before anybody may read it, which takes as long as the disk wants."""
-_FOR_OTHERS = (LegCommand.UP, LegCommand.DOWN)
+_FOR_OTHERS = (LegCommand.UP, LegCommand.DOWN, LegCommand.PAUSE_SYNC, LegCommand.RESUME_SYNC)
 
 Call = Callable[[str, str, str, dict[str, Any], float], msgspec.Raw]
 """`Peers.call`: node, object, operation, arguments, and the seconds within which the answer is wanted."""
@@ -90,7 +90,10 @@ class DrbdPeerService(DrbdPeerApi):
         return self._legs.grow(disk, size)
 
     def leg_command(self, disk: str, command: LegCommand) -> None:
-        """Have DRBD bring the leg up or down; who is Primary, and whose data is good, each node says of its own."""
+        """Have DRBD bring the leg up or down, or copying wait or go on.
+
+        Who is Primary, and whose data is good, each node says of its own.
+        """
         if command not in _FOR_OTHERS:
             raise BadArgument(what="command", why=f"'{command.value}' is not done for another node.")
         self._legs.command(disk, command)

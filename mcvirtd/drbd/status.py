@@ -135,6 +135,7 @@ class Picture:
             done=_percent(peer.get("done")) if replication in (*CHECKING, *COPYING) else None,
             open={"yes": True, "no": False}.get(device.get("open", "")),
             suspended=itself.get("suspended", "no") != "no",
+            resync_suspended=peer.get("resync-suspended", "no"),
             split_brain=resource in self._split,
         )
 

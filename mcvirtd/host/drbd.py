@@ -246,6 +246,16 @@ def new_current_uuid(name: str, *, clear_bitmap: bool = False) -> None:
     _do(commands.new_current_uuid(_handle(name), clear_bitmap=clear_bitmap))
 
 
+def pause_sync(name: str) -> None:
+    """Let copying wait, and tell the other side so, with the state of this one."""
+    _do(commands.pause_sync(_handle(name)))
+
+
+def resume_sync(name: str) -> None:
+    """Let copying wait no more, as far as this side is concerned."""
+    _do(commands.resume_sync(_handle(name)))
+
+
 def resize(name: str, *, assume_clean: bool = False) -> None:
     """Take in that the volumes of both sides have grown; with *assume_clean* the new part counts as equal."""
     _do(commands.resize(name, assume_clean=assume_clean))

@@ -26,6 +26,7 @@ class Wires:
         self.kernels: dict[str, Kernel] = {}
         self.cut = False
         self.slow = False  # what is to be copied stays so, until `copy`
+        self.old_news = ""  # the node that hears at last what the other side was before both were taken for equal
 
     def copy(self) -> None:
         """Whatever is to be copied is."""
@@ -52,7 +53,8 @@ class Wires:
                 replication=_BEHIND[state.disk] if copying else "Established",
                 out_of_sync=kernel.sizes[name] // 2 if copying else kernel.differs.get(name, 0),
                 peer_role=there.role,
-                peer_disk=there.disk,
+                peer_disk="Inconsistent" if kernel.node == self.old_news else there.disk,
+                resync_suspended=",".join(kernel.paused(name, "user") + peer.paused(name, "peer")) or "no",
             )
             kernel.device_sizes[name] = min(kernel.sizes[name], peer.sizes[name])
         self.changed.notify_all()
@@ -99,6 +101,7 @@ class Kernel:
         self.differs: dict[str, int] = {}
         self.open: set[str] = set()
         self.two_allowed: set[str] = set()
+        self.pausing: set[str] = set()
         self.written: dict[str, int] = {}  # bytes, without the other side
         self.calls: list[tuple[str, str]] = []
         self.taken_ports: set[int] = set()
@@ -226,6 +229,20 @@ class Kernel:
                 kernel.put(name, disk="UpToDate")
 
         self._do("new_current_uuid", name, act)
+
+    def paused(self, name: str, who: str) -> list[str]:
+        return [who] if name in self.pausing else []
+
+    def pause_sync(self, name: str) -> None:
+        def act() -> None:
+            if self.wires.old_news != self.node:
+                self.wires.old_news = ""  # this side's word is newer
+            self.pausing.add(name)
+
+        self._do("pause_sync", name, act)
+
+    def resume_sync(self, name: str) -> None:
+        self._do("resume_sync", name, lambda: self.pausing.discard(name))
 
     def resize(self, name: str, *, assume_clean: bool = False) -> None:
         def act() -> None:

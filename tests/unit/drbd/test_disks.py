@@ -191,7 +191,9 @@ class TestCreate:
 
     @pytest.mark.parametrize("node", ["n1", "n2"])
     @pytest.mark.parametrize("done", [False, True])
-    @pytest.mark.parametrize("verb", ["write_resource", "create_metadata", "up", "new_current_uuid"])
+    @pytest.mark.parametrize(
+        "verb", ["write_resource", "create_metadata", "up", "new_current_uuid", "pause_sync", "resume_sync"]
+    )
     def test_failure_of_each_step_on_either_node_leaves_nothing(
         self, pair: Pair, node: str, verb: str, done: bool
     ) -> None:
@@ -202,6 +204,14 @@ class TestCreate:
             make(pair)
         assert pair.orphans() == []
         assert pair.journal_rows() == []
+
+    @pytest.mark.parametrize("node", ["n1", "n2"])
+    def test_a_side_that_hears_late_what_the_other_was_before_knows_in_the_end(self, pair: Pair, node: str) -> None:
+        pair.wires.old_news = node
+        name = resource_name(make(pair).id)
+        for kernel in pair.kernels.values():
+            assert kernel.resources[name].both_good
+            assert kernel.resources[name].resync_suspended == "no"
 
     @pytest.mark.parametrize("node", ["n1", "n2"])
     @pytest.mark.parametrize("done", [False, True])

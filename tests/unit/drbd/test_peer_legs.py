@@ -25,7 +25,7 @@ class Commanded:
 def test_brings_them_up_and_down_and_no_more(command: LegCommand) -> None:
     legs: Any = Commanded()
     service = DrbdPeerService(cast(Legs, legs))
-    if command in (LegCommand.UP, LegCommand.DOWN):
+    if command in (LegCommand.UP, LegCommand.DOWN, LegCommand.PAUSE_SYNC, LegCommand.RESUME_SYNC):
         service.leg_command("hd", command)
         assert legs.given == [command]
     else:
