@@ -44,6 +44,9 @@ MAKING = (
     *(Step(node, "drbdadm", "?up?mcvirt") for node in (1, 2)),
     Step(1, "drbdsetup", "new-current-uuid"),
     Step(1, "drbdsetup", "new-current-uuid", "late"),
+    Step(2, "drbdsetup", "pause-sync"),
+    Step(1, "drbdsetup", "pause-sync", "late"),
+    Step(2, "drbdsetup", "resume-sync"),
 )
 GROWING = (
     *(Step(node, "lvextend", "drbd-raw") for node in (1, 2)),
