@@ -34,10 +34,10 @@ demo: deps ## a virtual machine from its creation to its end, and a cluster of t
 	@exec $(PY) -m demo
 
 test: deps ## the unit tests, and those with real libvirt and QEMU (these as root)
-	@exec $(PY) -m pytest -n auto --maxprocesses=4 --dist loadfile tests/unit tests/node
+	@exec $(PY) -m pytest -n auto --maxprocesses=4 --dist loadfile --durations=20 tests/unit tests/node
 
 test-lab: deps ## the stories on complete nodes with LVM, DRBD and systemd, as emulated machines (as root); LONG=1: also long ones
-	@MCVIRT_LAB_LONG=$(LONG) exec $(PY) -m pytest tests/lab
+	@MCVIRT_LAB_LONG=$(LONG) exec $(PY) -m pytest --durations=20 tests/lab
 
 lab: deps ## fresh nodes to try things on; DO='shell 1', DO=down, DO=help (as root)
 	@exec $(PY) -m tests.lab $(DO)
