@@ -104,12 +104,12 @@ def test_life(ready: Cluster) -> None:
     assert roles(ready) == [{"Secondary"}, {"Primary"}]
     second.wait_for_guest("/dev/drbd1", boots=2, beyond=2)
 
-    # One more, for the guest that runs, and back. What the first node's kernel says of its side when it is connected,
-    # the second's hears after it has been told that both sides are equal: it is not to believe the older word.
-    first.delay(500)
+    # One more, for the guest that runs, and back. What the second node says comes late: the other kernel is connected
+    # after this one has said that both sides are equal, and what it says of itself then is from before that.
+    second.delay(500)
     second.mcvirt("hard-drive", "create", "8MiB", *DRBD)
     assert equal(ready)
-    first.heal()
+    second.heal()
     (more,) = (disk["id"] for disk in first.json("hard-drive", "list") if disk["vm"] is None)
     second.mcvirt("hard-drive", "attach", more, "web1")
     assert role(second, f"mcvirt-{more}") == "Primary"
